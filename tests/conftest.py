@@ -1,0 +1,22 @@
+"""What every test may use: the nets (``from nets import build``) and the real data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # tests/nets.py, from any sub-folder of tests
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of the real images and weights; skip where it is absent."""
+    given = os.environ.get("MINT_DEPLOY_DATA")
+    folder = Path(given) if given else HERE.parent.parent / "shared" / "data"
+    if not (folder / "cifar10" / "validation_indices.npy").is_file():
+        pytest.skip(f"no real data at {folder}; MINT_DEPLOY_DATA names its folder")
+    return folder
