@@ -131,12 +131,16 @@ class Importance:
 class Member:
     """Where the units of a group live in one dimension of one parameter or buffer.
 
-    ``index`` is ``[units, m]``: row ``u`` lists the ``m`` indices along ``dim`` that leave with unit ``u``.
+    ``index`` is ``[units, m]``: row ``u`` lists the ``m`` indices along ``dim`` that leave with unit
+    ``u``; ``length`` is the full length of that dimension before the cut. ``reads``: the slices are a
+    layer's input side, so that zeroing them masks the unit.
     """
 
     tensor: str
     dim: int
+    length: int
     index: Ints
+    reads: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,8 @@ def encode(value: Any) -> Any:
         return {
             "tensor": value.tensor,
             "dim": value.dim,
+            "length": value.length,
+            "reads": value.reads,
             "index": _pack_index(np.asarray(value.index)),
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -174,7 +176,11 @@ def _decode_member(data: dict[str, Any], where: str) -> artifacts.Member:
             index = np.asarray(packed, dtype=np.int64)
             index = index.reshape(len(packed), -1)
         return artifacts.Member(
-            tensor=str(data["tensor"]), dim=int(data["dim"]), index=index.astype(np.int64)
+            tensor=str(data["tensor"]),
+            dim=int(data["dim"]),
+            length=int(data["length"]),
+            reads=bool(data["reads"]),
+            index=index.astype(np.int64),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a member of a pruning group ({error})") from error

@@ -1,0 +1,139 @@
+"""Copies of a network on which a cut is tried: permuted, masked, redrawn, sabotaged.
+
+All of them work on the slices that a plan names, so they test the plan and not the tracer's opinion.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mint_deploy.artifacts import PlanGroup, PruningPlan
+from mint_deploy.inputs import Call, call, outputs_of
+from mint_deploy.tracing.tracer import tensors_of
+
+__all__ = ["masked", "permuted", "prepared", "redrawn", "relative_error", "run", "sabotaged"]
+
+
+def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy in evaluation mode, in ``dtype``, on the CPU."""
+    return copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
+
+
+def run(model: nn.Module, inputs: Call) -> list[Tensor]:
+    """Return the floating outputs of a model, random state untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return outputs_of(call(model, inputs))
+
+
+def relative_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """Return the largest ``max|a - b| / max|b|`` over the outputs; shapes that differ or NaN: inf."""
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.numel():
+            continue
+        error = float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30)
+        if not error < float("inf"):
+            return float("inf")
+        worst = max(worst, error)
+    return worst
+
+
+def redrawn(model: nn.Module, plan: PruningPlan, seed: int) -> nn.Module:
+    """Return a copy whose values are redrawn, so that no small scale hides a wrong cut.
+
+    Weights are normal with the variance of He et al. 2015, scales and variances uniform in
+    (0.5, 1.5), shifts and running means normal with deviation 0.5. Buffers change where a group owns
+    slices of them (others, such as position tables, keep their values).
+    """
+    made = copy.deepcopy(model)
+    random = torch.Generator().manual_seed(seed)
+    owned = {m.tensor for g in plan.groups for m in g.members}
+    trained = {id(p) for p in made.parameters()}
+    with torch.no_grad():
+        for name, tensor in tensors_of(made).items():
+            if not tensor.is_floating_point() or (id(tensor) not in trained and name not in owned):
+                continue
+            last = name.rpartition(".")[2]
+            noise = torch.empty_like(tensor, dtype=torch.float32)
+            if "bias" in last or last == "running_mean":
+                noise.normal_(generator=random).mul_(0.5)
+            elif tensor.dim() > 1 and min(tensor.shape[:2]) > 0 and tensor[0].numel() > 1:
+                fan_in = max(1, tensor[0].numel())
+                noise.normal_(generator=random).mul_((2.0 / fan_in) ** 0.5)
+            else:
+                noise.uniform_(0.5, 1.5, generator=random)
+            tensor.copy_(noise)
+    return made
+
+
+def masked(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Return a copy in which every consumer ignores the units that the plan removes."""
+    made = copy.deepcopy(model)
+    tensors = tensors_of(made)
+    with torch.no_grad():
+        for group in plan.groups:
+            removed = list(group.removed)
+            for member in group.members:
+                if member.reads and removed:
+                    gone = torch.from_numpy(member.index[removed].reshape(-1))
+                    tensors[member.tensor].index_fill_(member.dim, gone, 0.0)
+    return made
+
+
+def permuted(model: nn.Module, plan: PruningPlan, seed: int) -> nn.Module:
+    """Return a copy in which the units of every group that is cut change places, in all their slices."""
+    made = copy.deepcopy(model)
+    tensors = tensors_of(made)
+    random = np.random.default_rng(seed)
+    with torch.no_grad():
+        for group in plan.groups:
+            order = random.permutation(group.size)
+            if not group.removed:
+                continue
+            for member in group.members:
+                tensor = tensors[member.tensor]
+                places = torch.from_numpy(member.index.reshape(-1))
+                sources = torch.from_numpy(member.index[order].reshape(-1))
+                tensor.index_copy_(
+                    member.dim, places, tensor.index_select(member.dim, sources).clone()
+                )
+    return made
+
+
+def sabotaged(slim: nn.Module, plan: PruningPlan, group: PlanGroup, seed: int) -> nn.Module:
+    """Return a copy of the slim network that is wrong in one place: two kept units of ``group`` change
+
+    places in one of its tensors, and only there. With one unit left its slice is negated instead.
+    """
+    made = copy.deepcopy(slim)
+    tensors = tensors_of(made)
+    random = np.random.default_rng(seed)
+    member = group.members[int(random.integers(len(group.members)))]
+    gone = np.zeros(member.length, dtype=bool)
+    for other in plan.groups:
+        for m in other.members:
+            if m.tensor == member.tensor and m.dim == member.dim:
+                gone[m.index[list(other.removed)].reshape(-1)] = True
+    new_place = np.cumsum(~gone) - 1
+    tensor = tensors[member.tensor]
+    with torch.no_grad():
+        if len(group.keep) > 1:
+            a, b = random.choice(group.keep, size=2, replace=False)
+            first = torch.from_numpy(new_place[member.index[a]])
+            second = torch.from_numpy(new_place[member.index[b]])
+            both, swapped = torch.cat([first, second]), torch.cat([second, first])
+            tensor.index_copy_(
+                member.dim, both, tensor.index_select(member.dim, swapped).clone()
+            )
+        else:
+            place = torch.from_numpy(new_place[member.index[group.keep[0]]])
+            tensor.index_copy_(member.dim, place, -tensor.index_select(member.dim, place))
+    return made

@@ -1,0 +1,364 @@
+"""From scores and a budget to a plan: how wide every group becomes, and which units stay.
+
+Widths are chosen, never left over: multiples of the target's ``round_to`` (a group narrower than four
+such steps takes half the step until it has four widths; the plan names those). Within a group the units leave
+in the criterion's order. How the budget is shared between groups is the *allocation*:
+
+``uniform``
+    every group loses the same share, then widths are given back where the criterion regrets most.
+``global``
+    steps are taken one by one, always the one that loses least per multiply-add (or parameter) saved.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatch
+
+import numpy as np
+
+from mint_deploy.artifacts import Importance, PlanGroup, PruningPlan
+from mint_deploy.errors import PlanError
+from mint_deploy.graph import Graph
+from mint_deploy.target import Target, load_target
+
+__all__ = ["ALLOCATIONS", "make_plan", "plan"]
+
+ALLOCATIONS = ("uniform", "global")
+#: a group keeps at least this share of its units, whatever the budget
+LEAST_KEPT = 0.1
+
+
+def make_plan(
+    graph: Graph,
+    keep: Mapping[str, Iterable[int]],
+    *,
+    steps: Mapping[str, int] | None = None,
+    model: str = "",
+    criterion: str = "by hand",
+    estimator: str | None = None,
+    budget: Mapping[str, float] | None = None,
+    target: str = "",
+    seed: int = 0,
+    notes: Sequence[str] = (),
+) -> PruningPlan:
+    """Return the plan that keeps exactly ``keep`` (groups that are not named stay whole).
+
+    Raises:
+        PlanError: an unknown group, or units that it does not have.
+    """
+    kept: dict[str, tuple[int, ...]] = {}
+    for name, units in keep.items():
+        if name not in graph.groups:
+            why = graph.frozen.get(name)
+            reason = f"it is frozen: {why}" if why else f"known: {', '.join(graph.groups)}"
+            raise PlanError(f"no pruning group '{name}' can be cut; {reason}")
+        kept[name] = tuple(sorted(set(map(int, units))))
+        size = graph.groups[name].size
+        if not kept[name] or kept[name][0] < 0 or kept[name][-1] >= size:
+            raise PlanError(f"group '{name}' must keep some of its units 0 to {size - 1}")
+    return PruningPlan(
+        model=model,
+        groups=tuple(
+            PlanGroup(
+                name=name,
+                size=group.size,
+                keep=kept.get(name, tuple(range(group.size))),
+                round_to=(steps or {}).get(name, 1),
+                members=group.members,
+            )
+            for name, group in graph.groups.items()
+        ),
+        constants=graph.constants,
+        frozen=dict(graph.frozen),
+        before=graph.cost,
+        after=graph.cost_of(kept),
+        criterion=criterion,
+        estimator=estimator,
+        budget=dict(budget or {}),
+        target=target,
+        seed=seed,
+        inputs=graph.inputs,
+        notes=(*graph.notes, *notes),
+    )
+
+
+def plan(
+    graph: Graph,
+    scores: Importance,
+    *,
+    target: str | Target = "cpu",
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    ignore: Sequence[str] = (),
+    round_to: int | None = None,
+    least_kept: float = LEAST_KEPT,
+    allocation: str = "uniform",
+    model: str = "",
+) -> PruningPlan:
+    """Choose what stays in every group.
+
+    Args:
+        graph: from :func:`mint_deploy.trace`.
+        scores: from :func:`mint_deploy.score`.
+        target: its ``round_to`` decides which widths are possible.
+        ratio: fraction of the units REMOVED from every group; or
+        macs: fraction of the multiply-adds KEPT; or
+        params: fraction of the parameters KEPT. Exactly one of the three.
+        ignore: layers (names or patterns such as ``layer1.*``) whose groups stay whole.
+        round_to: overrides the target's.
+        least_kept: every group keeps at least this share of its units (0 to 1).
+        allocation: ``uniform`` or ``global``, see above.
+        model: name to be written into the plan.
+
+    Raises:
+        PlanError: no or several budgets, a fraction outside (0, 1], a budget out of reach (the error
+            carries the nearest reachable one and what holds it back), or an unknown layer to ignore.
+    """
+    chip = load_target(target) if isinstance(target, str) else target
+    budgets = {"ratio": ratio, "macs": macs, "params": params}
+    given = {name: float(v) for name, v in budgets.items() if v is not None}
+    if len(given) != 1:
+        raise PlanError(
+            f"give exactly one budget of ratio, macs, params; found {', '.join(given) or 'none'}"
+        )
+    kind, amount = next(iter(given.items()))
+    low_ok = 0 <= amount < 1 if kind == "ratio" else 0 < amount <= 1
+    if not low_ok:
+        meaning = "removed, from 0 to below 1" if kind == "ratio" else "kept, above 0 up to 1"
+        raise PlanError(f"{kind}={amount:g} is not a fraction; expected the fraction {meaning}")
+    if allocation not in ALLOCATIONS:
+        raise PlanError(f"no allocation '{allocation}'; known: {', '.join(ALLOCATIONS)}")
+    if not graph.groups:
+        reasons = "; ".join(f"{n}: {why}" for n, why in list(graph.frozen.items())[:5])
+        raise PlanError(f"nothing in this model can be cut: {reasons}")
+    ladder = _Ladder(graph, scores, round_to or chip.round_to, ignore, least_kept)
+    if kind == "ratio":
+        widths = ladder.uniform(amount)
+    else:
+        full, cost = graph.cost, _cost_of(graph, kind)
+        limit = amount * getattr(full, kind)
+        ladder.must_reach(kind, amount, cost)
+        widths = (
+            ladder.shared(cost, limit)
+            if allocation == "uniform"
+            else ladder.greedy(cost, limit, kind)
+        )
+    return make_plan(
+        graph,
+        {name: ladder.kept(name, width) for name, width in widths.items()},
+        steps=ladder.steps,
+        model=model,
+        criterion=scores.criterion,
+        estimator=scores.estimator,
+        budget=given,
+        target=chip.name,
+        seed=scores.seed,
+        notes=ladder.notes,
+    )
+
+
+Widths = dict[str, int]
+CostOf = Callable[[Widths], float]
+
+
+def _cost_of(graph: Graph, kind: str) -> CostOf:
+    """Return the function from widths to multiply-adds or parameters."""
+    shapes = {n: np.asarray(s, dtype=np.float64) for n, s in graph.shapes.items()}
+    if kind == "macs":
+        weight = {n: layer.positions / graph.batch for n, layer in graph.layers.items()}
+    else:
+        weight = dict.fromkeys(graph.parameters, 1.0)
+
+    def cost(widths: Widths) -> float:
+        sizes = {n: shapes[n].copy() for n in weight}
+        for name, width in widths.items():
+            group = graph.groups[name]
+            for m in group.members:
+                if m.tensor in sizes:
+                    sizes[m.tensor][m.dim] -= (group.size - width) * m.index.shape[1]
+        return float(sum(w * sizes[n].prod() for n, w in weight.items()))
+
+    return cost
+
+
+class _Ladder:
+    """The widths that each group may take, and what each step down loses."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        scores: Importance,
+        round_to: int,
+        ignore: Sequence[str],
+        least_kept: float,
+    ) -> None:
+        self.graph, self.scores, self.notes = graph, scores, list[str]()
+        self.steps: dict[str, int] = {}
+        self.rungs: dict[str, list[int]] = {}
+        ignored = _ignored(graph, ignore)
+        narrow: dict[int, list[str]] = {}
+        for name, group in graph.groups.items():
+            step = max(1, int(round_to))
+            while step > 1 and group.size < 4 * step:
+                step //= 2
+            self.steps[name] = step
+            if step < round_to:
+                narrow.setdefault(step, []).append(name)
+            if name in ignored or name not in scores.groups:
+                self.rungs[name] = [group.size]
+                if name not in ignored:
+                    self.notes.append(f"'{name}' stays whole: the criterion has no evidence on it")
+                continue
+            least = max(step, int(np.ceil(least_kept * group.size / step)) * step)
+            below = range((group.size - 1) // step * step, least - 1, -step)
+            self.rungs[name] = [group.size, *below]
+        for step, names in sorted(narrow.items()):
+            listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            self.notes.append(
+                f"narrower than 4 x {round_to}, so cut in steps of {step}, which may give no speed: "
+                + listed
+            )
+        self.ignored = ignored
+
+    def kept(self, name: str, width: int) -> list[int]:
+        """The units that stay at a width: the last ones in the elimination order."""
+        if name not in self.scores.groups:
+            return list(range(self.graph.groups[name].size))
+        order = self.scores.groups[name].order
+        return [int(u) for u in order[len(order) - width :]]
+
+    def uniform(self, removed: float) -> Widths:
+        """The rung nearest to the same share everywhere."""
+        return {
+            name: min(rungs, key=lambda w: (abs(w - (1 - removed) * rungs[0]), -w))
+            for name, rungs in self.rungs.items()
+        }
+
+    def must_reach(self, kind: str, amount: float, cost: CostOf) -> None:
+        """Refuse a budget below what the narrowest widths cost."""
+        least = {name: rungs[-1] for name, rungs in self.rungs.items()}
+        total = cost({name: rungs[0] for name, rungs in self.rungs.items()})
+        nearest = cost(least) / total
+        if nearest <= amount:
+            return
+        held = self._holders(kind, least)
+        raise PlanError(
+            f"{kind} {amount:g} is out of reach: the nearest is {nearest:.3f} of the {kind}; held back by "
+            + "; ".join(held),
+            nearest=nearest,
+            held_by=held,
+        )
+
+    def _holders(self, kind: str, widths: Widths) -> list[str]:
+        keep = {name: range(width) for name, width in widths.items()}
+        sizes = self.graph.sizes(keep)
+        macs = self.graph.layer_macs(sizes)
+        if kind == "params":
+            macs = {w: int(np.prod(sizes[w], dtype=np.int64)) for w in self.graph.layers}
+        total = max(1, sum(macs.values()))
+        held = []
+        for weight in sorted(macs, key=lambda w: -macs[w])[:3]:
+            layer = self.graph.layers[weight].name
+            why = self._why(weight)
+            held.append(f"{layer} ({macs[weight] / total:.0%} of what is left, {why})")
+        return held
+
+    def _why(self, weight: str) -> str:
+        for name, group in self.graph.frozen_groups.items():
+            if weight in group.producers:
+                return f"frozen: {self.graph.frozen[name]}"
+        for name, group in self.graph.groups.items():
+            if weight in group.producers and name in self.ignored:
+                return "ignored"
+            if weight in group.producers and name not in self.scores.groups:
+                return "no evidence"
+        return "at its least width"
+
+    def shared(self, cost: CostOf, limit: float) -> Widths:
+        """The same share everywhere, then widths given back while the budget allows."""
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            if cost(self.uniform(middle)) <= limit:
+                high = middle
+            else:
+                low = middle
+        widths = self.uniform(high)
+        while True:
+            offers = []
+            for name, rungs in self.rungs.items():
+                at = rungs.index(widths[name])
+                if at:
+                    wider = {**widths, name: rungs[at - 1]}
+                    if cost(wider) <= limit:
+                        gain = self._loss(name, rungs[at - 1], rungs[at])
+                        offers.append((gain / (rungs[at - 1] - rungs[at]), name, rungs[at - 1]))
+            if not offers:
+                return widths
+            _, name, width = max(offers)
+            widths[name] = width
+
+    def greedy(self, cost: CostOf, limit: float, kind: str) -> Widths:
+        """Always the step down that loses least per unit of cost saved (a lazy heap)."""
+        widths = {name: rungs[0] for name, rungs in self.rungs.items()}
+        now = cost(widths)
+        heap: list[tuple[float, str, int]] = []
+
+        def offer(name: str) -> None:
+            rungs = self.rungs[name]
+            at = rungs.index(widths[name])
+            if at + 1 < len(rungs):
+                saved = now - cost({**widths, name: rungs[at + 1]})
+                loss = self._loss(name, rungs[at], rungs[at + 1])
+                heapq.heappush(heap, (loss / max(saved, 1e-12), name, rungs[at + 1]))
+
+        for name in widths:
+            offer(name)
+        while now > limit and heap:
+            price, name, width = heapq.heappop(heap)
+            rungs = self.rungs[name]
+            if width >= widths[name]:
+                continue
+            saved = now - cost({**widths, name: width})
+            fresh = self._loss(name, widths[name], width) / max(saved, 1e-12)
+            if heap and fresh > heap[0][0] and fresh > price:
+                heapq.heappush(heap, (fresh, name, width))
+                continue
+            widths[name] = width
+            now = cost(widths)
+            if rungs.index(width) + 1 < len(rungs):
+                offer(name)
+        return widths
+
+    def _loss(self, name: str, wide: int, narrow: int) -> float:
+        """What is lost between two widths: the losses at elimination of the units in between."""
+        found = self.scores.groups[name]
+        size = self.graph.groups[name].size
+        leaving = found.order[size - wide : size - narrow]
+        return float(found.loss[leaving].sum())
+
+
+def _ignored(graph: Graph, patterns: Sequence[str]) -> set[str]:
+    """Groups of which some layer is to be left alone."""
+    layers = {layer.name: weight for weight, layer in graph.layers.items()}
+    out: set[str] = set()
+    for pattern in patterns:
+        hits = [n for n in layers if fnmatch(n, pattern) or n.startswith(pattern + ".")]
+        if not hits:
+            near = get_close_matches(pattern, layers, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise PlanError(
+                f"no layer '{pattern}' to ignore{hint} (layers: {', '.join(list(layers)[:5])} ...)"
+            )
+        weights = {layers[n] for n in hits}
+        out.update(
+            name
+            for name, group in graph.groups.items()
+            if weights & {m.tensor for m in group.members if not m.reads}
+        )
+    return out
+

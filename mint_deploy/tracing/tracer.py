@@ -1,0 +1,425 @@
+"""Run a network once under two modes: Python-level calls above, ATen operators below."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from mint_deploy.tracing.labels import LabelStore, compress
+from mint_deploy.tracing.ledger import Activation, CountedConstant, Layer, Ledger
+from mint_deploy.tracing.literals import AFTER, counted_result
+from mint_deploy.tracing.numbers import ATTRIBUTE, Whole, attribute_of, from_shape
+from mint_deploy.tracing.rules import RULES, Op, freeze_everything, pointwise
+
+__all__ = ["Tracer", "mark_attributes", "tensors_of"]
+
+_HERE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return every distinct parameter and buffer by its first name (shared ones once)."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            out[name] = tensor
+    return out
+
+
+def mark_attributes(model: nn.Module) -> None:
+    """Make whole numbers in the modules' attributes remember where they stand (in place)."""
+    for prefix, module in model.named_modules():
+        stem = f"{prefix}." if prefix else ""
+        for name, value in list(vars(module).items()):
+            if name.startswith("_") or isinstance(value, bool):
+                continue
+            if type(value) is int:
+                setattr(module, name, Whole(value, ATTRIBUTE, stem + name))
+            elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
+                marked = [Whole(v, ATTRIBUTE, f"{stem}{name}[{i}]") for i, v in enumerate(value)]
+                setattr(module, name, type(value)(marked))
+
+
+class _Calls(TorchFunctionMode):
+    """Sees Python-level calls with their own arguments; gives sizes their origin."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.t = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        outer = self.t.call
+        self.t.call = (name, args, kwargs)
+        try:
+            result = func(*args, **kwargs)
+            if name in ("__get__", "size", "numel"):
+                return counted_result(name, func, result)
+            check = AFTER.get(name)
+            if check is not None and args and isinstance(args[0], Tensor):
+                labels = self.t.labels(args[0])
+                if labels is not None:
+                    check(self.t, args[0], labels, args, kwargs, result)
+            return result
+        finally:
+            self.t.call = outer
+
+
+class _Operators(TorchDispatchMode):
+    """Sees every ATen operator and applies its rule to the labels."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.t = tracer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.t.operator(func, args, kwargs, out)
+        return out
+
+
+class Tracer:
+    """What the rules ask for: labels of activations, nodes of parameters, where we are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors = tensors_of(model)
+        self.book = Ledger(shapes={n: tuple(p.shape) for n, p in self.tensors.items()})
+        self.activations: dict[int, Activation] = {}
+        self.call: tuple[str, tuple[Any, ...], dict[str, Any]] = ("", (), {})
+        self._labels, self._ids = LabelStore(), LabelStore(torch.int64)
+        self._parameters: dict[int, list[str]] = {}
+        self._first_id: dict[str, int] = {}
+        self._producers: dict[int, str] = {}
+        self._modules: list[str] = []
+        self._clock = 0
+        total = 0
+        for name, tensor in self.tensors.items():
+            self._parameters.setdefault(LabelStore.key(tensor), []).append(name)
+            self._first_id[name] = total
+            total += tensor.numel()
+
+    # ------------------------------------------------------------ running
+
+    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run the (marked) model once; inputs are frozen, and so is what reaches the outputs."""
+        source = torch.tensor(self.book.sink("meets the network's input"))
+        for tensor in tree_flatten((args, dict(kwargs)))[0]:
+            if isinstance(tensor, Tensor):
+                self._labels.put(tensor, source)
+        with ExitStack() as stack:
+            stack.enter_context(self._named_modules(model))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_Calls(self))
+            stack.enter_context(_Operators(self))
+            result = model(*args, **kwargs)
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, Tensor):
+                self.book.freeze(self.labels(tensor), "reaches the network's output")
+                for name in self.parameters_behind(tensor):
+                    self.book.freeze_tensor(name, "is an output of the network")
+                held = self.activations.get(LabelStore.key(tensor))
+                if held is not None:
+                    held.last_use = self._clock + 1
+        return result
+
+    @contextmanager
+    def _named_modules(self, model: nn.Module) -> Any:
+        handles = []
+        for name, module in model.named_modules():
+            handles.append(
+                module.register_forward_pre_hook(lambda *_, name=name: self._modules.append(name))
+            )
+            handles.append(module.register_forward_hook(self._leave_module))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _leave_module(self, *_: Any) -> None:
+        self._modules.pop()
+
+    def operator(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> None:
+        """Apply the rule of one ATen operator."""
+        name = func._schema.name.split("::")[-1]
+        mutates = func._schema.is_mutable
+        base = name[:-1] if mutates and name.endswith("_") else name
+        inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        outs = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
+        self._account(inputs, outs)
+        relevant = any(x in self._labels or self.is_parameter(x) for x in inputs)
+        keys = {LabelStore.key(x) for x in inputs}
+        aliases = bool(outs) and not mutates and all(LabelStore.key(x) in keys for x in outs)
+        if not relevant or (aliases and name != "view.dtype"):
+            return
+        op = Op(base, func, args, kwargs, out, inputs)
+        written = [args[0]] if mutates and args and isinstance(args[0], Tensor) else outs
+        if mutates and any(self.is_parameter(x) for x in written):
+            for parameter in self.parameters_behind(written[0]):
+                self.book.freeze_tensor(parameter, f"is written in the forward pass {self.where()}")
+            return
+        rule = RULES.get(base)
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = pointwise
+        if rule is None:
+            freeze_everything(self, op)
+            return
+        labels = rule(self, op)
+        if labels is not None:
+            for tensor in written:
+                self.put(tensor, labels)
+
+    def _account(self, inputs: list[Tensor], outs: list[Tensor]) -> None:
+        self._clock += 1
+        for tensor in inputs:
+            held = self.activations.get(LabelStore.key(tensor))
+            if held is not None:
+                held.last_use = self._clock
+        for tensor in outs:
+            key = LabelStore.key(tensor)
+            if key not in self.activations and key not in self._parameters:
+                nbytes = tensor.untyped_storage().nbytes()
+                self.activations[key] = Activation(nbytes, self._clock, self._clock)
+                self._labels._alive.append(tensor.untyped_storage())
+
+    # ------------------------------------------------------------ labels of activations
+
+    @property
+    def function(self) -> str:
+        """Name of the Python-level function that is running."""
+        return self.call[0]
+
+    def argument(self, name: str, position: int) -> Any:
+        """Return an argument of the Python-level call as it was written."""
+        _, args, kwargs = self.call
+        return args[position] if len(args) > position else kwargs.get(name)
+
+    def labels(self, tensor: Tensor) -> Tensor | None:
+        """Return the labels of an activation, or ``None`` (constant, parameter)."""
+        return self._labels.get(tensor)
+
+    def put(self, tensor: Tensor, labels: Tensor) -> None:
+        """Write labels for an activation."""
+        labels = labels.to(torch.int32)
+        self._labels.put(tensor, labels)
+        held = self.activations.get(LabelStore.key(tensor))
+        if held is not None and tensor.dim() > 1 and labels.dim() == tensor.dim():
+            (narrow,), varies = compress(labels)
+            held.channels = narrow.reshape(-1).clone() if sum(varies) == 1 else None
+
+    def where(self) -> str:
+        """Say which module runs and which line of the user's code."""
+        frame = sys._getframe(1)
+        line = ""
+        while frame is not None:
+            path = frame.f_code.co_filename
+            if not path.startswith((_HERE, _TORCH)) and not path.startswith("<"):
+                if frame.f_code.co_name != "_traced":
+                    line = f"{Path(path).name}:{frame.f_lineno}"
+                break
+            frame = frame.f_back  # type: ignore[assignment]  # ends with None
+        module = self._modules[-1] if self._modules else ""
+        inside = f"in '{module}'" if module else "in the network"
+        return f"({inside}, {line})" if line else f"({inside})"
+
+    def read_channels(self, nodes: Tensor, labels: Tensor, *, axis: int) -> None:
+        """Tie the channels along ``axis`` to the input slices ``nodes`` of a weight."""
+        shape = [1] * labels.dim()
+        shape[axis] = -1
+        self.book.unite(labels, nodes.view(shape).expand(labels.shape))
+        self.book.touch(nodes)
+
+    def count(
+        self, number: Any, labels: Tensor, what: str, *, axis: int = 0
+    ) -> None:
+        """``number`` counts the channels ``labels`` along ``axis``: adapt, rewrite, or keep it."""
+        path = attribute_of(number)
+        if from_shape(number) and int(number) != -1:
+            return
+        if path is None:
+            origin = getattr(number, "path", "")
+            how = f"computed from '{origin}'" if origin else "written in the code"
+            self.book.keep_length(labels, axis, f"{what}: its number is {how} {self.where()}")
+            if labels.shape[axis] == 1 or what == "padded channels":
+                self.book.freeze(labels, f"{what}: their number is {how} {self.where()}")
+            return
+        line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
+        self.book.constants.append(CountedConstant(path, int(number), line.long(), self.where()))
+
+    # ------------------------------------------------------------ parameters
+
+    def parameters_behind(self, tensor: Tensor) -> list[str]:
+        """Names of the parameters that ``tensor`` is a view or a rearrangement of."""
+        names = self._parameters.get(LabelStore.key(tensor), [])
+        if len(names) > 1:
+            names = [n for n in names if self._within(n, tensor)]
+        if names:
+            return names
+        ids = self._ids.get(tensor)
+        if ids is None:
+            return []
+        first, last = int(ids.min()), int(ids.max())
+        return [
+            n
+            for n, start in self._first_id.items()
+            if start <= last and start + self.tensors[n].numel() > first
+        ]
+
+    def _within(self, name: str, tensor: Tensor) -> bool:
+        owner = self.tensors[name]
+        start = owner.storage_offset()
+        return start <= tensor.storage_offset() < start + max(1, owner.numel())
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is a parameter or buffer, a view of one, or one rearranged."""
+        return LabelStore.key(tensor) in self._parameters or tensor in self._ids
+
+    def parameter_name(self, tensor: Tensor) -> str:
+        """Return the first parameter behind ``tensor``."""
+        return self.parameters_behind(tensor)[0]
+
+    def parameter_axes(self, tensor: Tensor) -> list[Tensor] | None:
+        """Return the nodes along each axis of a (view of a) parameter; ``None`` if it is computed."""
+        names = self.parameters_behind(tensor)
+        if len(names) != 1:
+            return None
+        owner = self.tensors[names[0]]
+        if tensor.shape == owner.shape and tensor.stride() == owner.stride():
+            return [self.book.nodes(names[0], d) for d in range(owner.dim())]
+        ids = self._ids.get(tensor)
+        used: set[int] = set()
+        axes: list[Tensor | None] = []
+        for axis, size in enumerate(tensor.shape):
+            where = self._coordinates(names[0], owner, tensor, ids, axis)
+            moving = [d for d, c in enumerate(where) if size > 1 and bool((c != c[0]).any())]
+            if len(moving) > 1:
+                return None
+            used.update(moving)
+            axes.append(self.book.nodes(names[0], moving[0])[where[moving[0]]] if moving else None)
+        spare = [d for d in range(owner.dim()) if d not in used and owner.shape[d] == 1]
+        out = []
+        for axis, nodes in enumerate(axes):
+            if nodes is None and tensor.shape[axis] == 1 and spare:
+                nodes = self.book.nodes(names[0], spare.pop(0))
+            out.append(nodes if nodes is not None else self.book.fresh(tensor.shape[axis]))
+        return out
+
+    def _coordinates(
+        self, name: str, owner: Tensor, tensor: Tensor, ids: Tensor | None, axis: int
+    ) -> list[Tensor]:
+        """Return, per dimension of the parameter, the coordinate along one axis of its view."""
+        size = tensor.shape[axis]
+        if ids is not None:
+            line = ids.movedim(axis, 0).reshape(size, -1)[:, 0] - self._first_id[name]
+            return list(torch.unravel_index(line, owner.shape))
+        start = tensor.storage_offset() - owner.storage_offset()
+        line = start + torch.arange(size) * tensor.stride(axis)
+        return [
+            torch.div(line, max(1, owner.stride(d)), rounding_mode="floor") % owner.shape[d]
+            for d in range(owner.dim())
+        ]
+
+    def dimension_of(self, name: str, nodes: Tensor) -> int:
+        """Return the dimension of a parameter to which a node belongs."""
+        for dim in range(len(self.book.shapes[name])):
+            if bool(torch.isin(nodes[0], self.book.nodes(name, dim))):
+                return dim
+        return 1
+
+    def tie_parameter(self, tensor: Tensor, labels: Tensor) -> None:
+        """Tie a parameter that broadcasts against ``labels`` along the axes where they vary."""
+        known = self.labels(tensor)
+        if known is not None:
+            self.book.unite(known, labels)
+            return
+        if not self.is_parameter(tensor):
+            return
+        axes = self.parameter_axes(tensor)
+        if axes is None:
+            self.computed_from(tensor, None)
+            self.book.freeze(labels, f"meets a rearranged parameter {self.where()}")
+            return
+        varies = compress(labels)[1]
+        offset = labels.dim() - tensor.dim()
+        for axis, nodes in enumerate(axes):
+            if tensor.shape[axis] > 1 and varies[axis + offset]:
+                shape = [1] * labels.dim()
+                shape[axis + offset] = -1
+                self.book.unite(labels, nodes.view(shape))
+
+    def computed_from(self, tensor: Tensor, op: Op | None) -> None:
+        """A parameter goes through a computation of its own: its slices stay."""
+        how = f" by '{op.name}'" if op is not None else ""
+        for name in self.parameters_behind(tensor):
+            self.book.freeze_tensor(name, f"is computed with before its use{how} {self.where()}")
+
+    def moves_parameter(self, op: Op) -> bool:
+        """Rearranging or copying parameters alone: carry the element numbers; whether it could."""
+        movers = {
+            "clone", "_to_copy", "contiguous", "cat", "stack", "repeat", "flip", "index_select",
+        }  # fmt: skip
+        if op.name not in movers or not isinstance(op.out, Tensor):
+            return False
+        if not all(self.is_parameter(x) for x in op.inputs):
+            return False
+        numbered = {id(x): self._numbers(x) for x in op.inputs}
+        if op.name in ("clone", "_to_copy", "contiguous"):
+            moved = numbered[id(op.inputs[0])]
+        elif op.name in ("cat", "stack"):
+            moved = op.func([numbered[id(x)] for x in op.args[0]], *op.args[1:], **op.kwargs)
+        else:
+            moved = op.func(numbered[id(op.inputs[0])], *op.args[1:], **op.kwargs)
+        self._ids.put(op.out, moved)
+        return True
+
+    def _numbers(self, tensor: Tensor) -> Tensor:
+        """Element numbers of a (view of a) parameter, int64, same shape."""
+        ids = self._ids.get(tensor)
+        if ids is not None:
+            return ids
+        name = self.parameter_name(tensor)
+        owner = self.tensors[name]
+        flat = torch.arange(owner.numel()).view(owner.shape)
+        store = torch.empty_like(owner, dtype=torch.int64).copy_(flat) + self._first_id[name]
+        return store.as_strided(
+            tensor.size(), tensor.stride(), tensor.storage_offset() - owner.storage_offset()
+        )
+
+    # ------------------------------------------------------------ layers
+
+    def add_layer(self, layer: Layer, out: Tensor) -> None:
+        """Record a Conv or Linear as it ran (a shared one: once more)."""
+        self._producers[LabelStore.key(out)] = layer.weight
+        known = self.book.layers.get(layer.weight)
+        if known is not None:
+            known.positions += layer.positions
+            known.calls += 1
+            return
+        name = self._modules[-1] if self._modules else ""
+        layer.name = name or layer.weight.rpartition(".")[0] or layer.weight
+        self.book.layers[layer.weight] = layer
+
+    def mark_normalised(self, x: Tensor) -> None:
+        """The output of a layer goes into BatchNorm: a shift of its mean is absorbed there."""
+        weight = self._producers.get(LabelStore.key(x))
+        if weight is not None:
+            self.book.layers[weight].normalised = True

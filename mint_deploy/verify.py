@@ -1,0 +1,293 @@
+"""The gate: a cut is kept only where it is proven equal to the masked network.
+
+Right after the cut, in float64, per output tensor, on the given inputs:
+
+1. **Permutation.** Permuting the units of every group in all their slices leaves the DENSE network's
+   output unchanged: the coupling is complete.
+2. **Restriction.** ``slim(x)`` equals the dense network whose consumers ignore the removed units.
+3. **Power.** Both also hold on a copy with redrawn values, and for a (seeded) sample of groups a cut that
+   is sabotaged in one tensor is seen by 100 times the tolerance. Otherwise: *no power*, never *proven*.
+
+Groups that fail are found by bisection, rolled back, and frozen with the reason. The tolerance is 1e-8,
+not the 1e-6 that would do: exact cuts were measured at 3e-14 and below on every network of the tests,
+and a hundred times a smaller tolerance is seen through deeper networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mint_deploy.artifacts import PruningPlan
+from mint_deploy.errors import MintDeployError, SurgeryError
+from mint_deploy.gate import (
+    masked,
+    permuted,
+    prepared,
+    redrawn,
+    relative_error,
+    run,
+    sabotaged,
+)
+from mint_deploy.inputs import Call, as_call, cast, random_like
+from mint_deploy.surgery import cut
+
+__all__ = ["POWER", "TOLERANCE", "GroupProof", "Proof", "culprits", "keep_only", "prove", "verify"]
+
+TOLERANCE = 1e-8
+POWER = 100.0
+SABOTAGED_GROUPS = 32
+#: swapped units can both be silent on the inputs at hand: other pairs and tensors are tried then
+SABOTAGE_TRIES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupProof:
+    """What the gate says of one group. ``power`` is ``None`` where the group was not sampled."""
+
+    size: int
+    kept: int
+    layers: tuple[str, ...]
+    power: float | None
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """The gate's result; errors are relative to the largest output value."""
+
+    permutation: float
+    restriction: float
+    permutation_redrawn: float
+    restriction_redrawn: float
+    least_power: float | None
+    sampled: int
+    groups: Mapping[str, GroupProof] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def max_error(self) -> float:
+        """The largest of the four errors."""
+        return max(
+            self.permutation, self.restriction, self.permutation_redrawn, self.restriction_redrawn
+        )
+
+
+def keep_only(plan: PruningPlan, cut_groups: Sequence[str]) -> PruningPlan:
+    """Return the plan with every other group left whole."""
+    chosen = set(cut_groups)
+    return dataclasses.replace(
+        plan,
+        groups=tuple(
+            g if g.name in chosen else dataclasses.replace(g, keep=tuple(range(g.size)))
+            for g in plan.groups
+        ),
+    )
+
+
+def verify(
+    model: nn.Module,
+    slim: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    sample: int = SABOTAGED_GROUPS,
+) -> Proof:
+    """Prove that ``slim`` is ``model`` less what ``plan`` removes; call it right after ``cut``.
+
+    Raises:
+        SurgeryError: an error over ``tolerance``, or no power to see one.
+    """
+    start = time.perf_counter()
+    model = getattr(model, "_orig_mod", model)
+    inputs = cast(as_call(example_inputs), torch.float64)
+    dense = prepared(model, torch.float64)
+    own = prepared(slim, torch.float64)
+    base = run(dense, inputs)
+    permutation = relative_error(run(permuted(dense, plan, seed), inputs), base)
+    restriction = relative_error(run(own, inputs), run(masked(dense, plan), inputs))
+    drawn = redrawn(dense, plan, seed)
+    drawn_slim = cut(drawn, plan)
+    noise = random_like(inputs, seed)
+    permutation_drawn = relative_error(run(permuted(drawn, plan, seed), noise), run(drawn, noise))
+    reference = run(masked(drawn, plan), noise)
+    restriction_drawn = relative_error(run(drawn_slim, noise), reference)
+    powers = _powers(drawn_slim, plan, noise, seed, sample, POWER * tolerance)
+    proof = Proof(
+        permutation=permutation,
+        restriction=restriction,
+        permutation_redrawn=permutation_drawn,
+        restriction_redrawn=restriction_drawn,
+        least_power=min(powers.values(), default=None),
+        sampled=len(powers),
+        groups={
+            g.name: GroupProof(
+                size=g.size,
+                kept=len(g.keep),
+                layers=tuple(dict.fromkeys(m.tensor.rpartition(".")[0] for m in g.members)),
+                power=powers.get(g.name),
+                status="proven" if g.removed else "whole",
+            )
+            for g in plan.groups
+        },
+        seconds=time.perf_counter() - start,
+    )
+    if not proof.max_error <= tolerance:
+        raise SurgeryError(
+            f"the cut network differs from the masked one by {proof.max_error:.3g} relative, at most "
+            f"{tolerance:.3g} was expected; nothing was kept of it (trace again with representative "
+            "inputs, or ignore the layers concerned)"
+        )
+    blind = [name for name, power in powers.items() if power < POWER * tolerance]
+    if blind:
+        raise SurgeryError(
+            f"no power: a cut sabotaged in group '{blind[0]}' changes the output by only "
+            f"{powers[blind[0]]:.3g}; nothing can be proven about it"
+        )
+    return proof
+
+
+def _powers(
+    slim: nn.Module, plan: PruningPlan, inputs: Call, seed: int, sample: int, enough: float
+) -> dict[str, float]:
+    """Return, for a seeded sample of the groups that are cut, how far a sabotaged cut is off."""
+    touched = [g for g in plan.groups if g.removed]
+    random = np.random.default_rng(seed)
+    if len(touched) > sample:
+        touched = [touched[i] for i in sorted(random.choice(len(touched), sample, replace=False))]
+    base = run(slim, inputs)
+    powers = {}
+    for group in touched:
+        powers[group.name] = 0.0
+        for attempt in range(SABOTAGE_TRIES):
+            wrong = sabotaged(slim, plan, group, seed + attempt)
+            error = relative_error(run(wrong, inputs), base)
+            powers[group.name] = max(powers[group.name], error)
+            if error >= enough:
+                break
+    return powers
+
+
+def _error_of(dense: nn.Module, plan: PruningPlan, inputs: Call, seed: int) -> float:
+    """Return the larger of permutation and restriction error of one plan on one network."""
+    base = run(dense, inputs)
+    moved = relative_error(run(permuted(dense, plan, seed), inputs), base)
+    slim = run(cut(dense, plan), inputs)
+    return max(moved, relative_error(slim, run(masked(dense, plan), inputs)))
+
+
+def culprits(
+    dense: nn.Module, plan: PruningPlan, inputs: Call, tolerance: float, seed: int
+) -> dict[str, str]:
+    """Find by bisection the groups whose cut fails on ``dense``, with what happened."""
+
+    def trouble(names: Sequence[str]) -> str:
+        try:
+            error = _error_of(dense, keep_only(plan, names), inputs, seed)
+        except MintDeployError:
+            raise
+        except Exception as problem:
+            text = str(problem).strip().splitlines()
+            return f"once cut, the network raises {type(problem).__name__}: {(text or [''])[0]}"
+        if error <= tolerance:
+            return ""
+        return f"once cut, the output is off by {error:.2g}: the code fixes its width somewhere"
+
+    return _bisect([g.name for g in plan.groups if g.removed], trouble)
+
+
+def _bisect(names: list[str], trouble: Callable[[Sequence[str]], str]) -> dict[str, str]:
+    bad: dict[str, str] = {}
+    left = names
+    while left:
+        why = trouble(left)
+        if not why:
+            return bad
+        suspects = left
+        while len(suspects) > 1:
+            half = suspects[: len(suspects) // 2]
+            found = trouble(half)
+            if found:
+                suspects, why = half, found
+            else:
+                rest = suspects[len(suspects) // 2 :]
+                found = trouble(rest)
+                # Only together do they fail: the later ones go.
+                suspects, why = (rest, found) if found else (rest[:1], why)
+        bad[suspects[0]] = why
+        left = [n for n in left if n not in bad]
+    return bad
+
+
+def prove(
+    model: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    sample: int = SABOTAGED_GROUPS,
+) -> tuple[nn.Module, PruningPlan, Proof]:
+    """Cut and prove; groups that fail are rolled back and frozen, and the work goes on.
+
+    Returns the slim model, the plan as it was carried out, and the proof.
+
+    Raises:
+        SurgeryError: nothing could be cut, or the rest cannot be proven.
+        PlanError: the plan belongs to another model.
+    """
+    start = time.perf_counter()
+    rolled_back: dict[str, str] = {}
+    try:
+        slim = cut(model, plan)
+        proof = verify(
+            model, slim, plan, example_inputs, tolerance=tolerance, seed=seed, sample=sample
+        )
+    except Exception as first:
+        inputs = cast(as_call(example_inputs), torch.float64)
+        dense = prepared(getattr(model, "_orig_mod", model), torch.float64)
+        drawn = redrawn(dense, plan, seed)
+        rolled_back = culprits(drawn, plan, random_like(inputs, seed), tolerance, seed)
+        rolled_back |= culprits(
+            dense, keep_only(plan, _others(plan, rolled_back)), inputs, tolerance, seed
+        )
+        left = _others(plan, rolled_back)
+        if not rolled_back:
+            raise
+        if not left:
+            raise SurgeryError(
+                "no group of the plan could be cut: "
+                + "; ".join(f"{n}: {why}" for n, why in list(rolled_back.items())[:3])
+            ) from first
+        plan = dataclasses.replace(
+            keep_only(plan, left), frozen={**plan.frozen, **rolled_back}
+        )
+        slim = cut(model, plan)
+        proof = verify(
+            model, slim, plan, example_inputs, tolerance=tolerance, seed=seed, sample=sample
+        )
+    groups = {
+        name: dataclasses.replace(g, status="rolled back", reason=rolled_back[name])
+        if name in rolled_back
+        else g
+        for name, g in proof.groups.items()
+    }
+    return (
+        slim,
+        plan,
+        dataclasses.replace(proof, groups=groups, seconds=time.perf_counter() - start),
+    )
+
+
+def _others(plan: PruningPlan, without: Mapping[str, str]) -> list[str]:
+    return [g.name for g in plan.groups if g.removed and g.name not in without]
