@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from mint_deploy.data import Part, as_part, load_data
+from mint_deploy.data import Part, as_part, as_splits, load_data
 from mint_deploy.data._stores import ArrayStore
 from mint_deploy.errors import DataError
 
@@ -226,6 +226,33 @@ def test_as_part_takes_what_people_have() -> None:
     torch.testing.assert_close(next(as_part(pixels).batches(4))[0], pixels / 255)
 
 
+def test_as_splits_keeps_parts_apart() -> None:
+    x, y = torch.rand(100, 3, 2, 2), torch.arange(100) % 2
+    whole = as_splits((x, y), seed=1)
+    assert whole.test is not None
+    assert [len(p) for p in (whole.train, whole.validation, whole.test)] == [68, 16, 16]
+    assert as_splits(whole) is whole
+    assert as_splits((x, y), seed=1).digest == whole.digest != as_splits((x, y), seed=2).digest
+    for given in (
+        (TensorDataset(x, y), TensorDataset(x[:9], y[:9])),
+        (DataLoader(TensorDataset(x, y)), (x[:9], y[:9])),
+        (as_part((x, y)), as_part((x[:9], y[:9]))),
+    ):
+        two = as_splits(given)
+        assert two.test is not None
+        assert [len(p) for p in (two.train, two.validation, two.test)] == [90, 10, 9]
+        assert two.labelled
+    bare = as_splits((x, x[:9]))
+    assert bare.test is not None
+    assert (len(bare.test), bare.labelled) == (9, False)
+    digits = load_data("digits")
+    again = as_splits(digits.train)
+    assert (again.mean, again.std) == (digits.mean, digits.std)
+    assert len(again.train) + len(again.validation) + len(again.test or ()) == len(digits.train)
+    with pytest.raises(DataError, match="4 things were given"):
+        as_splits((x, x, x, x))
+
+
 @pytest.mark.parametrize("given", [5, "digits", {"x": 1}, iter([1]), [torch.rand(2)] * 3, None])
 def test_as_part_refuses_the_rest(given: Any) -> None:
     with pytest.raises(DataError, match="expected"):
@@ -302,7 +329,7 @@ def test_own_factory(factory: str, name: str, sizes: tuple[int, ...]) -> None:
     ("name", "message"),
     [
         ("mixed", "test has no labels"),
-        ("four", "returned 4 things"),
+        ("four", "4 things were given"),
         ("single_class", "every training label is '0'"),
         ("fails", r"raised RuntimeError: no disk \(.*own_data\.py, line 16\)"),
         ("wrong", r"\(train\) is a str; expected \(train, test\)"),

@@ -33,6 +33,8 @@ def load_data(
     input_shape: Sequence[int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    model_mean: Sequence[float] | None = None,
+    model_std: Sequence[float] | None = None,
     resize: int | Sequence[int] | None = None,
     seed: int = 0,
 ) -> Splits:
@@ -42,9 +44,12 @@ def load_data(
         spec: ``digits``, ``cifar10:FOLDER``, ``imagefolder:FOLDER``, ``npz:FILE`` or
             ``file.py:factory``.
         input_shape: what the model takes, ``(C, H, W)``; image files are brought to it.
-        mean: per channel, of pixels in 0..1 (of the values as they are for float samples). None:
-            what belongs to the data, or nothing.
+        mean: per channel, subtracted from pixels in 0..1 (from float samples as they are).
         std: the same, divided by.
+        model_mean: what the model was trained with, used where ``mean`` is None and the samples are
+            images of 0..255; float samples are taken to be normalised already. Without either:
+            what belongs to the data, or nothing.
+        model_std: the same, divided by.
         resize: side, or ``(height, width)``: each image is scaled to cover it, its centre cut out.
         seed: of the split, where the data has none of its own.
 
@@ -54,8 +59,10 @@ def load_data(
     """
     wanted = Wanted(
         input_shape=None if input_shape is None else tuple(int(n) for n in input_shape),
-        mean=None if mean is None else tuple(float(m) for m in mean),
-        std=None if std is None else tuple(float(s) for s in std),
+        mean=_floats(mean),
+        std=_floats(std),
+        model_mean=_floats(model_mean),
+        model_std=_floats(model_std),
         resize=_size(resize),
         seed=seed,
     )
@@ -78,6 +85,10 @@ def data_names() -> list[str]:
     """Return the kinds of data, sorted."""
     names = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in names if not name.startswith("_"))
+
+
+def _floats(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(v) for v in values)
 
 
 def _size(resize: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mint_deploy.data._part import Part, Splits
-from mint_deploy.data._stores import Ints, Store
+from mint_deploy.data._part import Part, Piece, Splits
+from mint_deploy.data._stores import Ints
 from mint_deploy.errors import DataError
 
 __all__ = [
@@ -39,6 +39,8 @@ class Wanted:
     input_shape: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    model_mean: tuple[float, ...] | None = None
+    model_std: tuple[float, ...] | None = None
     resize: tuple[int, int] | None = None
     seed: int = 0
 
@@ -60,15 +62,6 @@ class Wanted:
         if self.resize is not None or self.input_shape is None or len(self.input_shape) != 3:
             return self.resize
         return self.input_shape[1], self.input_shape[2]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """One part in the making: a store, the rows of it (None: all) and their labels."""
-
-    store: Store
-    rows: Ints | None = None
-    labels: Ints | None = None
 
 
 def build(
@@ -96,9 +89,11 @@ def build(
         DataError: an empty part, one class, a label without a name, a shape or mean that differs.
     """
     shape = pieces["train"].store.shape
-    own = shape[0] == len(mean or ())  # colour figures say nothing of images read as grey
-    mean = wanted.mean if wanted.mean is not None else mean if own else None
-    std = wanted.std if wanted.std is not None else std if own else None
+    if len(mean or ()) != shape[0]:
+        mean = std = None  # figures of colour images say nothing of the same read as grey
+    if pieces["train"].store.pixels:  # float samples are taken to be normalised already
+        mean, std = wanted.model_mean or mean, wanted.model_std or std
+    mean, std = wanted.mean or mean, wanted.std or std
     parts: dict[str, Part] = {}
     for key, piece in pieces.items():
         rows = np.arange(len(piece.store)) if piece.rows is None else piece.rows

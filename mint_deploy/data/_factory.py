@@ -31,45 +31,22 @@ def load(spec: str, wanted: Wanted) -> Splits:
         raise DataError(f"{spec}: a factory gives samples as they are; resize in the dataset")
     made = user_code.call(user_code.load_object(spec, error=DataError), spec, error=DataError)
     place, _, function = spec.rpartition(":")
-    return _splits(made, wanted, spec, f"{Path(place).stem}-{function}")
+    return _splits(made, wanted, name=f"{Path(place).stem}-{function}", where=spec)
 
 
 def as_splits(data: Any, *, seed: int = 0) -> Splits:
     """Take ``data`` as Splits: Splits, one thing that :func:`as_part` takes, or 2 to 3 of them.
 
     ``(train, test)`` or ``(train, validation, test)``; what is not there is held out of the
-    training part by ``seed``. Samples are used as they are: no normalisation is applied or known.
+    training part by ``seed``. A pair of tensors or arrays whose second has one axis is ``(x, y)``.
+    Samples are used as they are, except that Parts keep their normalisation.
 
     Raises:
-        DataError: anything else, or samples that are empty, mis-shaped or not finite.
+        DataError: anything else, or samples that are empty, mis-shaped, one-class or not finite.
     """
     if isinstance(data, Splits):
         return data
-    if isinstance(data, torch.utils.data.DataLoader):
-        data = _dataset(data)
-    arrays = (Tensor, np.ndarray)
-    if isinstance(data, (tuple, list)) and isinstance(data[0], arrays):
-        data = (tuple(data),)  # one (x, y), not (train, test)
-    return _splits(data, Wanted(seed=seed), "the data", "memory")
-
-
-def _splits(made: Any, wanted: Wanted, where: str, name: str) -> Splits:
-    given = made if isinstance(made, (tuple, list)) else (made,)
-    if not 1 <= len(given) <= 3:
-        raise DataError(f"{where} returned {len(given)} things; {EXPECTED}")
-    kept = {1: ("train",), 2: ("train", "test"), 3: PARTS}[len(given)]
-    pieces: dict[str, Piece] = {
-        part: _piece(data, f"{where} ({part})") for part, data in zip(kept, given, strict=True)
-    }
-    if "validation" not in pieces:
-        whole = "test" not in pieces
-        pieces |= held_out(pieces["train"], wanted.seed, where=where, whole=whole)
-    class_names = getattr(given[0], "classes", None)
-    if not isinstance(class_names, (list, tuple)) or not all(
-        isinstance(c, str) for c in class_names
-    ):
-        class_names = None
-    return build(name, pieces, wanted, class_names=class_names)
+    return _splits(data, Wanted(seed=seed), name="memory", where="the data")
 
 
 def as_part(data: Any) -> Part:
@@ -85,19 +62,46 @@ def as_part(data: Any) -> Part:
         return data
     if isinstance(data, Splits):
         return data.train
-    if isinstance(data, torch.utils.data.DataLoader):
-        data = _dataset(data)
     piece = _piece(data, "the data")
     return Part("data", piece.store, labels=piece.labels)
 
 
-def _dataset(loader: torch.utils.data.DataLoader[Any]) -> Any:
-    if loader.collate_fn is not torch.utils.data.default_collate:
-        raise DataError("a DataLoader with its own collate_fn was given; give its dataset instead")
-    return loader.dataset
+def _splits(made: Any, wanted: Wanted, *, name: str, where: str) -> Splits:
+    several = isinstance(made, (tuple, list)) and not _is_pair(made)
+    given = tuple(made) if several else (made,)
+    if not 1 <= len(given) <= 3:
+        raise DataError(f"{where}: {len(given)} things were given; {EXPECTED}")
+    kept = {1: ("train",), 2: ("train", "test"), 3: PARTS}[len(given)]
+    pieces: dict[str, Piece] = {
+        part: _piece(one, f"{where} ({part})" if several else where)
+        for part, one in zip(kept, given, strict=True)
+    }
+    if "validation" not in pieces:
+        whole = "test" not in pieces
+        pieces |= held_out(pieces["train"], wanted.seed, where=where, whole=whole)
+    mean, std = given[0].normalisation if isinstance(given[0], Part) else (None, None)
+    names = getattr(given[0], "classes", None)
+    named = isinstance(names, (list, tuple)) and all(isinstance(c, str) for c in names)
+    return build(name, pieces, wanted, class_names=names if named else None, mean=mean, std=std)
+
+
+def _is_pair(data: Any) -> bool:
+    """Tell ``(x, y)`` from ``(train, test)``."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return False
+    x, y = data
+    if not isinstance(x, (Tensor, np.ndarray)):
+        return False
+    return isinstance(y, list) or (isinstance(y, (Tensor, np.ndarray)) and y.ndim < 2)
 
 
 def _piece(data: Any, where: str) -> Piece:
+    if isinstance(data, Part):
+        return data.piece
+    if isinstance(data, torch.utils.data.DataLoader):
+        if data.collate_fn is not torch.utils.data.default_collate:
+            raise DataError(f"{where} is a DataLoader with its own collate_fn; give its dataset")
+        data = data.dataset
     if isinstance(data, (Tensor, np.ndarray)):
         return _arrays(data, None, where)
     if (

@@ -15,12 +15,21 @@ from torch import Tensor
 from mint_deploy.data._stores import Ints, Store
 from mint_deploy.errors import DataError
 
-__all__ = ["Part", "Splits"]
+__all__ = ["Part", "Piece", "Splits"]
 
 #: images narrower than this are not mirrored: digits and letters, not photographs
 MIRRORED_SIDE = 16
 #: samples of each part that go into the digest with all their bytes
 SAMPLED = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One part in the making: a store, the rows of it (None: all) and their labels."""
+
+    store: Store
+    rows: Ints | None = None
+    labels: Ints | None = None
 
 
 class Part:
@@ -67,6 +76,17 @@ class Part:
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample, channels first, without the batch."""
         return self._store.shape
+
+    @property
+    def piece(self) -> Piece:
+        """Store, rows and labels, to build another part of."""
+        return Piece(store=self._store, rows=self._rows, labels=self._labels)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """Mean and std, as they were given."""
+        mean, std = self._mean, self._std
+        return mean if mean is None else tuple(mean), std if std is None else tuple(std)
 
     def batches(
         self,

@@ -39,6 +39,10 @@ class Store(Protocol):
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample, channels first."""
 
+    @property
+    def pixels(self) -> bool:
+        """Whether samples are images of 0..255, brought to 0..1, and so not yet normalised."""
+
     def __len__(self) -> int: ...
 
     def take(self, rows: Ints, seed: int) -> npt.NDArray[Any]:
@@ -53,6 +57,7 @@ class ArrayStore:
 
     def __init__(self, x: npt.NDArray[Any]) -> None:
         self.x = x
+        self.pixels = x.dtype == np.uint8
         rest = x.shape[1:]
         self.shape: tuple[int, ...] = (rest[-1], *rest[:-1]) if x.dtype == np.uint8 else rest
 
@@ -93,6 +98,7 @@ class ImageStore:
     ) -> None:
         self._count, self._read, self._name = count, read, name
         self._size, self._fit = size, fit
+        self.pixels = True
         self._mode = "RGB" if channels == 3 else "L"
         self.shape: tuple[int, ...] = (channels, *size)
         keep = count * channels * size[0] * size[1] <= CACHE_BYTES
@@ -223,7 +229,9 @@ class DatasetStore:
     def __init__(self, dataset: Any, name: str) -> None:
         self._dataset, self._name = dataset, name
         with seeded(0):
-            self.shape: tuple[int, ...] = self._item(0)[0].shape
+            first, _ = self._raw(0)
+        self.shape: tuple[int, ...] = first.shape
+        self.pixels = first.dtype == np.uint8
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -241,10 +249,13 @@ class DatasetStore:
     def label(self, row: int) -> Any:
         """Return the second entry of the item, or None where there is none."""
         with seeded(0):
-            return self._item(row)[1]
+            return self._raw(row)[1]
 
     def _sample(self, row: int) -> npt.NDArray[np.float32]:
-        x = self._item(row)[0]
+        raw, _ = self._raw(row)
+        x = raw.astype(np.float32)
+        if raw.dtype == np.uint8:
+            x /= np.float32(255)
         if x.shape != self.shape:
             raise DataError(
                 f"{self._name}: item {row} has the shape {list(x.shape)}, expected "
@@ -254,7 +265,8 @@ class DatasetStore:
             raise DataError(f"{self._name}: item {row} holds NaN or Inf; expected finite numbers")
         return x
 
-    def _item(self, row: int) -> tuple[npt.NDArray[np.float32], Any]:
+    def _raw(self, row: int) -> tuple[npt.NDArray[Any], Any]:
+        """Return the item as an array, uint8 or float, and its label or None."""
         try:
             item = self._dataset[row]
         except Exception as error:  # the user's code
@@ -269,11 +281,9 @@ class DatasetStore:
                 "(x, y): convert images to tensors in the dataset"
             )
         array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
-        if array.dtype == np.uint8:
-            return array.astype(np.float32) / np.float32(255), y
-        if array.dtype.kind != "f":
+        if array.dtype != np.uint8 and array.dtype.kind != "f":
             raise DataError(f"{self._name}: item {row} is {array.dtype}; expected float or uint8")
-        return array.astype(np.float32), y
+        return array, y
 
 
 @contextlib.contextmanager
