@@ -11,19 +11,17 @@ as it is, and the stages that read it run anew. A folder that is not ours is nev
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mint_deploy import files
 from mint_deploy.errors import DataError, RunFolderError
+from mint_deploy.folders import is_leftover, lock, now, remove, sweep
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
@@ -35,7 +33,6 @@ __all__ = [
     "RunManifest",
     "StageRecord",
     "check_folder",
-    "explain_full_disk",
     "read_manifest",
 ]
 
@@ -95,11 +92,6 @@ class RunManifest:
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
 
 
-def now() -> str:
-    """Return the present moment in UTC, ISO 8601, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 class RunFolder:
     """An open run folder, held exclusively until it is closed (use it in a ``with``)."""
 
@@ -107,13 +99,13 @@ class RunFolder:
         self,
         path: Path,
         manifest: RunManifest,
-        lock: int,
+        handle: int,
         *,
         new: bool = False,
         made: Sequence[Path] = (),
     ) -> None:
         self.path, self.manifest = path, manifest
-        self._lock, self._made, self._new = lock, tuple(made), new
+        self._handle, self._made, self._new = handle, tuple(made), new
         self._hashes: dict[tuple[str, int, int], str] = {}
 
     # ------------------------------------------------------------ opening and closing
@@ -148,20 +140,20 @@ class RunFolder:
         made = [p for p in (folder, *folder.parents) if not p.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock(folder)
+            handle = lock(folder)
         except OSError as error:
             raise RunFolderError(
                 f"{folder} cannot be written: {error.strerror}; name another folder with --out"
             ) from error
         try:
-            _sweep(folder)
+            sweep(folder)
             exists = (folder / MANIFEST).exists()
             if exists and force:
                 _clear(folder)
             elif exists:
                 manifest = read_manifest(folder)
                 _refuse_other_settings(folder, manifest.settings, settings)
-                return cls(folder, manifest, lock)
+                return cls(folder, manifest, handle)
             manifest = RunManifest(
                 settings=settings,
                 seed=seed,
@@ -169,10 +161,10 @@ class RunFolder:
                 versions=dict(versions or {}),
                 created=now(),
             )
-            run = cls(folder, manifest, lock, new=True, made=made)
+            run = cls(folder, manifest, handle, new=True, made=made)
             run._write()
         except BaseException:
-            os.close(lock)
+            os.close(handle)
             raise
         return run
 
@@ -190,17 +182,17 @@ class RunFolder:
                 f"{folder} is not a run folder: it {what}; start one with "
                 f"`mint-deploy compress --out {folder}`"
             )
-        lock = _lock(folder)
+        handle = lock(folder)
         try:
-            _sweep(folder)
-            return cls(folder, read_manifest(folder), lock)
+            sweep(folder)
+            return cls(folder, read_manifest(folder), handle)
         except BaseException:
-            os.close(lock)
+            os.close(handle)
             raise
 
     def close(self) -> None:
         """Let the folder go."""
-        os.close(self._lock)
+        os.close(self._handle)
 
     def discard(self) -> None:
         """Take back a run that this process began and that holds nothing finished yet."""
@@ -228,8 +220,12 @@ class RunFolder:
         return self.path / name
 
     def hash(self, name: str) -> str:
-        """Return the SHA-256 of a file of the run, or "" where there is none."""
+        """Return the SHA-256 of a file of the run (or of all in a folder), or "" for none."""
         path = self.path / name
+        if path.is_dir():
+            inside = sorted(p.relative_to(self.path) for p in path.rglob("*") if p.is_file())
+            text = "".join(f"{p} {self.hash(str(p))}\n" for p in inside)
+            return hashlib.sha256(text.encode()).hexdigest()
         try:
             facts = path.stat()
         except FileNotFoundError:
@@ -270,9 +266,13 @@ class RunFolder:
         )
         self._write(stages={**self.manifest.stages, stage: record})
 
-    def forget(self, stage: str) -> None:
-        """Take ``stage`` as not done; its files stay until it is done again."""
-        self._write(stages={k: v for k, v in self.manifest.stages.items() if k != stage})
+    def drop(self, stages: Sequence[str], names: Sequence[str]) -> None:
+        """Take ``stages`` as not done, and remove the files and folders ``names``."""
+        for name in names:
+            remove(self.path / name)
+        left = {k: v for k, v in self.manifest.stages.items() if k not in stages}
+        if left != self.manifest.stages:
+            self._write(stages=left)
 
     def note(self, **facts: Any) -> None:
         """Record small facts that later stages need."""
@@ -309,33 +309,13 @@ def _refuse_foreign(folder: Path) -> None:
         raise RunFolderError(f"{folder} is a file, expected a folder; name another with --out")
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return
-    others = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not _is_part(p))
+    others = sorted(p.name for p in folder.iterdir() if p.name != ".lock" and not is_leftover(p))
     if others:
         raise RunFolderError(
             f"{folder} is not a run folder: it has no {MANIFEST}, but holds '{others[0]}'"
             f"{f' and {len(others) - 1} more' if len(others) > 1 else ''}; nothing there was "
             "touched; name an empty or new folder with --out"
         )
-
-
-def _lock(folder: Path) -> int:
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(handle, 100).decode(errors="replace").strip() or "another process"
-        os.close(handle)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise RunFolderError(
-                f"{folder} cannot be locked ({error.strerror}); use a folder on a local disk"
-            ) from error
-        raise RunFolderError(
-            f"{folder} is in use by {holder}; wait until it is done, or name another folder "
-            "with --out"
-        ) from error
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"process {os.getpid()} (since {now()})\n".encode(), 0)
-    return handle
 
 
 def read_manifest(folder: Path) -> RunManifest:
@@ -355,7 +335,9 @@ def read_manifest(folder: Path) -> RunManifest:
 def _refuse_other_settings(folder: Path, have: Mapping[str, Any], want: Mapping[str, Any]) -> None:
     names = sorted(k for k in {*have, *want} if have.get(k) != want.get(k))
     if names:
-        told = "; ".join(f"{n} is {have.get(n)!r} there, {want.get(n)!r} here" for n in names[:4])
+        told = "; ".join(
+            f"{n} is {_shown(have.get(n))} there, {_shown(want.get(n))} here" for n in names[:4]
+        )
         raise RunFolderError(
             f"{folder} holds a run with other settings: {told}"
             f"{f'; and {len(names) - 4} more' if len(names) > 4 else ''}; name another folder "
@@ -363,53 +345,10 @@ def _refuse_other_settings(folder: Path, have: Mapping[str, Any], want: Mapping[
         )
 
 
-def _is_part(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".part")
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left."""
-    for place in (folder, folder / "checkpoints"):
-        for path in place.glob(".*.part"):
-            if _is_part(path) and path.is_file():
-                path.unlink(missing_ok=True)
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def _clear(folder: Path) -> None:
     for name in FILES:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------- a full disk
-
-
-@contextlib.contextmanager
-def explain_full_disk(folder: Path, stage: str) -> Iterator[None]:
-    """Turn a full disk, in whatever library it shows, into one clear message.
-
-    Raises:
-        RunFolderError: the disk or the quota is full; what was finished is kept.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not _is_full(error):
-            raise
-        raise RunFolderError(
-            f"the disk that holds {folder} is full: stage '{stage}' could not write its files, "
-            "and left none half-written; free some space, then repeat the command with --resume"
-        ) from error
-
-
-def _is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+        remove(folder / name)

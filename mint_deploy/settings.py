@@ -61,7 +61,7 @@ class Request:
     macs: float | None = None
     max_accuracy_drop: float | None = None
     criterion: str = "mint"
-    estimator: str = "gaussian"
+    estimator: str | None = None
     images: int = 1000
     ignore: tuple[str, ...] = ()
     round_to: int | None = None

@@ -15,12 +15,12 @@ import pytest
 
 from mint_deploy import files
 from mint_deploy.errors import DataError, RunFolderError
+from mint_deploy.folders import explain_full_disk
 from mint_deploy.runfolder import (
     FILES,
     MANIFEST,
     RunFolder,
     check_folder,
-    explain_full_disk,
     read_manifest,
 )
 
@@ -224,7 +224,7 @@ def test_it_stays_fresh_when_the_folder_is_opened_again(run: RunFolder) -> None:
     run.close()
     with closing(RunFolder.open(path)) as again:
         assert fresh(again)
-    run._lock = os.open(os.devnull, os.O_RDONLY)  # the fixture closes it once more
+    run._handle = os.open(os.devnull, os.O_RDONLY)  # the fixture closes it once more
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_it_stays_fresh_when_the_folder_is_opened_again(run: RunFolder) -> None:
         lambda run: write(run, "scores.npz", "others"),
         lambda run: write(run, "target.toml", "it was not there"),
         lambda run: (run / "plan.json").unlink(),
-        lambda run: run.forget("plan"),
+        lambda run: run.drop(("plan",), ()),
     ],
     ids=["input changed", "input appeared", "output gone", "forgotten"],
 )
@@ -249,6 +249,25 @@ def test_another_setting_makes_it_stale(run: RunFolder) -> None:
 def test_an_output_edited_by_hand_is_taken_as_it_is(run: RunFolder) -> None:
     write(run, "plan.json", "my own plan")
     assert fresh(run)
+
+
+def test_dropping_stages_and_files(run: RunFolder) -> None:
+    (run / "bundle").mkdir()
+    write(run, "bundle/model.onnx", "x")
+    run.drop(("plan", "never"), ("plan.json", "bundle", "absent.json"))
+    assert names(run.path) == [".lock", MANIFEST, "scores.npz"]
+    assert read_manifest(run.path).stages == {}
+
+
+def test_the_hash_of_a_folder_is_that_of_its_files(run: RunFolder) -> None:
+    (run / "bundle").mkdir()
+    write(run, "bundle/a", "1")
+    first = run.hash("bundle")
+    write(run, "bundle/b", "22")
+    second = run.hash("bundle")
+    (run / "bundle" / "b").unlink()
+    assert run.hash("bundle") == first != second
+    assert run.hash("nothing") == ""
 
 
 def test_facts_and_settings_are_kept(run: RunFolder) -> None:

@@ -1,0 +1,307 @@
+"""The commands that only look: ``doctor``, ``targets``, ``inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mint_deploy.cli import options as o
+from mint_deploy.cli import show
+from mint_deploy.errors import DataError
+
+if TYPE_CHECKING:
+    from mint_deploy.graph import Graph
+
+__all__ = ["doctor", "inspect", "targets"]
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def doctor(
+    model: o.Model = None,
+    weights: o.Weights = None,
+    input: o.Input = None,  # noqa: A002 - the flag is called so
+    machine: Annotated[bool, typer.Option("--machine", help="How quiet this machine is.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Say what can be cut and why the rest cannot; what is installed; how quiet the machine is."""
+    if model is not None:
+        _model(model, weights, input, as_json=json)
+    elif machine:
+        _machine(as_json=json)
+    else:
+        _installation(as_json=json)
+
+
+def _model(model: str, weights: str | None, sizes: str | None, *, as_json: bool) -> None:
+    import torch
+
+    from mint_deploy.errors import ModelError
+    from mint_deploy.models import load_model
+    from mint_deploy.settings import parse_input
+    from mint_deploy.trace import trace
+
+    loaded = load_model(model, weights)
+    shape = parse_input(sizes) if sizes else loaded.input_shape and (1, *loaded.input_shape)
+    if not shape:
+        raise ModelError(f"the input size of {model} is not known; give it as --input 1x3x32x32")
+    graph = trace(loaded.model, torch.zeros(shape))
+    if as_json:
+        show.print_json(_graph_body(graph))
+        return
+    print(graph)
+
+
+def _graph_body(graph: Graph) -> dict[str, Any]:
+    return {
+        "groups": {
+            name: {"size": g.size, "producers": g.producers, "consumers": g.consumers}
+            for name, g in graph.groups.items()
+        },
+        "frozen": graph.frozen,
+        "cost": graph.cost,
+        "cuttable_macs_share": graph.cuttable_macs_share,
+        "notes": graph.notes,
+    }
+
+
+def _installation(*, as_json: bool) -> None:
+    from mint_deploy import pipeline, plugins, target
+    from mint_deploy.models import zoo_names
+
+    runtimes = {}
+    for name in plugins.known("runtime"):
+        plugin = plugins.load("runtime", name)
+        why = plugin.missing()
+        runtimes[name] = {"missing": why, "mend": getattr(plugin, "MEND", None) if why else None}
+    found: dict[str, Any] = {
+        "versions": pipeline.versions(),
+        "cuda": _cuda(),
+        "runtimes": runtimes,
+        "criteria": plugins.known("criterion"),
+        "estimators": plugins.known("estimator"),
+        "models": zoo_names(),
+        "targets": target.target_names(),
+    }
+    if as_json:
+        show.print_json(found)
+        return
+    print("installed")
+    print(show.table([[name, text] for name, text in found["versions"].items()]))
+    print(f"  CUDA: {found['cuda'] or 'none seen by torch; training runs on the CPU'}")
+    print("runtimes")
+    for name, state in runtimes.items():
+        mend = f"; to mend it: {state['mend']}" if state["mend"] else ""
+        print(f"  {name:<14} {state['missing'] or 'ready'}{mend}")
+    for kind in ("criteria", "estimators", "models", "targets"):
+        print(f"{kind}\n  {', '.join(found[kind])}")
+
+
+def _cuda() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def _machine(*, as_json: bool) -> None:
+    from mint_deploy import machine
+    from mint_deploy.bench import overhead_ns
+    from mint_deploy.doubts import doubts
+
+    found = machine.probe()
+    overhead = overhead_ns()
+    against = doubts((), found)
+    if as_json:
+        show.print_json({"machine": found, "overhead_ns": overhead, "doubts": against})
+        return
+    from mint_deploy.files import encode
+    from mint_deploy.report import view
+
+    print(show.table([list(row) for row in view.machine_rows(encode(found))]))
+    print(f"  the harness itself takes {overhead:.0f} ns a call")
+    for text in against:
+        print(f"  doubt: {text}")
+    if not against:
+        print("  nothing speaks against measuring here")
+
+
+# ---------------------------------------------------------------- targets
+
+
+def targets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One profile.", show_default=False)
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """List the devices, or show one profile with the source of each number."""
+    from mint_deploy.target import load_target, target_names
+
+    if name is None:
+        profiles = [load_target(known) for known in target_names()]
+        if json:
+            show.print_json({"targets": profiles})
+            return
+        print(show.table([[p.name, p.family, p.runtime, p.description] for p in profiles]))
+        return
+    profile = load_target(name)
+    if json:
+        show.print_json(profile)
+        return
+    from mint_deploy.files import encode
+
+    print(f"{profile.name}: {profile.description}")
+    body = encode(profile)
+    tables = ("sources", "power_modes", "promises")
+    rows = [
+        [key, str(value), profile.sources.get(key, "")]
+        for key, value in body.items()
+        if value is not None and key not in (*tables, "name", "description")
+    ]
+    print(show.table(rows))
+    for key in ("power_modes", "promises"):
+        for inner, value in body[key].items():
+            source = profile.sources.get(f"{key}.{inner}", "")
+            print(f"  {key}.{inner}: {value}  {source}".rstrip())
+
+
+# ---------------------------------------------------------------- inspect
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of a run, or its folder.")],
+    json: o.Json = False,
+) -> None:
+    """Say what a plan, an ONNX file, an engine or a bundle is, and where it came from."""
+    found = _inspected(file)
+    if json:
+        show.print_json(found)
+        return
+    print(f"{file}: {found['what']}")
+    rows = [[k, str(v)] for k, v in found.items() if k != "what" and v not in (None, "", {}, [])]
+    print(show.table(rows))
+
+
+def _inspected(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise DataError(f"cannot read {path}: no such file")
+    if path.is_dir():
+        return _inspected_folder(path)
+    if path.suffix == ".onnx":
+        return _inspected_onnx(path)
+    if path.suffix == ".npz":
+        from mint_deploy.files import read_arrays
+
+        header, arrays = read_arrays(path)
+        shapes = {name: list(a.shape) for name, a in arrays.items()}
+        return {
+            "what": f"arrays of {header.get('kind', 'unknown kind')}",
+            **header,
+            "arrays": shapes,
+        }
+    if path.suffix == ".safetensors":
+        return _inspected_weights(path)
+    return _inspected_json(path)
+
+
+def _inspected_folder(path: Path) -> dict[str, Any]:
+    if (path / "run.json").is_file():
+        from mint_deploy.runfolder import read_manifest
+
+        manifest = read_manifest(path)
+        return {
+            "what": "a run folder",
+            "created": manifest.created,
+            "command": " ".join(manifest.command),
+            "stages done": ", ".join(manifest.stages),
+            "settings": {k: v for k, v in manifest.settings.items() if v is not None},
+            "versions": dict(manifest.versions),
+            "facts": dict(manifest.facts),
+        }
+    names = sorted(p.name for p in path.iterdir())
+    if "deploy.json" in names:
+        return {**_inspected_json(path / "deploy.json"), "what": "a bundle", "files": names}
+    raise DataError(f"{path} is neither a run folder nor a bundle: no run.json, no deploy.json")
+
+
+def _inspected_onnx(path: Path) -> dict[str, Any]:
+    import onnx
+
+    from mint_deploy.files import sha256
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise DataError(f"{path} is not an ONNX file ({error})") from error
+    return {
+        "what": "an ONNX file",
+        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "nodes": len(model.graph.node),
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        **{p.key: p.value for p in model.metadata_props},
+    }
+
+
+def _inspected_weights(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as stored:
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 - no mapping
+            about = dict(stored.metadata() or {})
+    except Exception as error:
+        raise DataError(f"{path} is not a safetensors file ({error})") from error
+    count = sum(_product(shape) for shape in shapes.values())
+    return {"what": "weights", "tensors": len(shapes), "numbers": count, **about}
+
+
+def _product(shape: list[int]) -> int:
+    out = 1
+    for size in shape:
+        out *= size
+    return out
+
+
+def _inspected_json(path: Path) -> dict[str, Any]:
+    import json
+
+    from mint_deploy.artifacts import PruningPlan
+    from mint_deploy.files import read_value
+
+    try:
+        body = json.loads(path.read_text(encoding="utf-8").partition("\n{")[0])
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a file that mint-deploy wrote ({error}); expected JSON, ONNX, npz or "
+            "safetensors"
+        ) from error
+    if not isinstance(body, dict) or "kind" not in body:
+        raise DataError(f"{path} is JSON, but not written by mint-deploy: it has no 'kind'")
+    if body["kind"] != "PruningPlan":
+        body = {k: v for k, v in body.items() if not isinstance(v, (list, dict))} | {
+            k: f"{len(v)} entries" for k, v in body.items() if isinstance(v, (list, dict))
+        }
+        return {"what": f"a {body.pop('kind')}", **body}
+    plan = read_value(path, PruningPlan)
+    return {
+        "what": "a PruningPlan",
+        "written_by": body["written_by"],
+        "model": plan.model,
+        "digest": plan.digest(),
+        "criterion": plan.criterion,
+        "estimator": plan.estimator,
+        "budget": dict(plan.budget),
+        "target": plan.target,
+        "seed": plan.seed,
+        "macs": f"{plan.after.macs} of {plan.before.macs}",
+        "params": f"{plan.after.params} of {plan.before.params}",
+        "widths": {g.name: f"{len(g.keep)} of {g.size}" for g in plan.groups},
+        "frozen": dict(plan.frozen),
+        "notes": list(plan.notes),
+    }

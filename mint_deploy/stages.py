@@ -1,0 +1,133 @@
+"""The stages of a run: what each reads, writes and depends on. What it does is in ``steps.py``.
+
+Importing this loads nothing heavy: the command line needs the names for its help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mint_deploy.errors import UnknownName
+
+__all__ = ["NAMES", "STAGES", "TRAINING", "Stage", "stage_named"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of the work: the files it reads and writes, and the settings it depends on.
+
+    ``repeat``: its command does it again on a finished run, because the outcome may differ.
+    """
+
+    name: str
+    title: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    repeat: bool = False
+
+
+_SOURCE = ("model", "weights", "data", "input", "mean", "std", "resize", "seed")
+_JSON = ("plan.json", "cut.json", "accuracy.json", "deploy.json", "comparison.json")
+
+STAGES = (
+    Stage(
+        name="prepare",
+        title="load the network, the data and the target",
+        writes=("target.toml", "dense.safetensors", "accuracy.json"),
+        settings=(*_SOURCE, "metric", "target", "power_mode", "device", "workers"),
+    ),
+    Stage(
+        name="sample",
+        title="see what each layer reads",
+        writes=("moments.npz",),
+        settings=(*_SOURCE, "images", "device", "workers"),
+    ),
+    Stage(
+        name="score",
+        title="rank the units",
+        reads=("moments.npz",),
+        writes=("scores.npz",),
+        settings=("criterion", "estimator", "seed"),
+    ),
+    Stage(
+        name="plan",
+        title="choose what stays",
+        reads=("scores.npz", "target.toml"),
+        writes=("plan.json",),
+        settings=("ratio", "params", "macs", "ignore", "round_to"),
+    ),
+    Stage(
+        name="cut",
+        title="cut, and prove the cut",
+        reads=("plan.json",),
+        writes=("plan.json", "cut.json", "checkpoints/cut.safetensors", "slim.safetensors"),
+        settings=("seed",),
+    ),
+    Stage(
+        name="repair",
+        title="refit the weights that stay",
+        reads=("plan.json", "moments.npz", "checkpoints/cut.safetensors"),
+        writes=("checkpoints/repair.safetensors", "slim.safetensors"),
+        settings=("recover", "seed"),
+    ),
+    Stage(
+        name="recover",
+        title="train what is left, and the control",
+        reads=("plan.json", "checkpoints/repair.safetensors"),
+        writes=("slim.safetensors", "accuracy.json"),
+        settings=(
+            "recover",
+            "epochs",
+            "lr",
+            "distill",
+            "loss",
+            "metric",
+            "seed",
+            "device",
+            "workers",
+        ),
+    ),
+    Stage(
+        name="export",
+        title="write ONNX, compare with PyTorch, pack the bundle",
+        reads=("plan.json", "slim.safetensors", "target.toml"),
+        writes=("dense.onnx", "model.onnx", "parity.npz", "deploy.json", "bundle"),
+    ),
+    Stage(
+        name="build",
+        title="make an engine for this machine",
+        reads=("model.onnx",),
+        writes=("engine.json",),
+    ),
+    Stage(
+        name="bench",
+        title="measure dense and slim side by side",
+        reads=("dense.onnx", "model.onnx", "engine.json"),
+        writes=("measurements.jsonl", "comparison.json"),
+        repeat=True,
+    ),
+    Stage(
+        name="report",
+        title="write the report",
+        reads=(*_JSON, "target.toml", "measurements.jsonl", "predicted.json"),
+        writes=("report.json", "report.md", "report.html"),
+        settings=("max_accuracy_drop",),
+        repeat=True,
+    ),
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+#: what a stage that is not finished keeps, to be taken up after a kill
+TRAINING = ("checkpoints/recover.safetensors", "checkpoints/control.safetensors")
+
+
+def stage_named(name: str) -> Stage:
+    """Return the stage of that name.
+
+    Raises:
+        UnknownName: there is none.
+    """
+    if name not in NAMES:
+        raise UnknownName("stage", name, NAMES)
+    return STAGES[NAMES.index(name)]
