@@ -52,11 +52,11 @@ def is_leftover(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left."""
+    """Remove the temporary files and folders that a killed process left."""
     for place in (folder, folder / "checkpoints"):
         for path in place.glob(".*.part"):
-            if is_leftover(path) and path.is_file():
-                path.unlink(missing_ok=True)
+            if is_leftover(path):
+                remove(path)
 
 
 def remove(path: Path) -> None:

@@ -62,6 +62,7 @@ FILES = (
     "report.md",
     "report.html",
     "bundle",
+    "bundle.tar.gz",
 )
 
 

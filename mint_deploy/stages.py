@@ -92,7 +92,15 @@ STAGES = (
         name="export",
         title="write ONNX, compare with PyTorch, pack the bundle",
         reads=("plan.json", "slim.safetensors", "target.toml"),
-        writes=("dense.onnx", "model.onnx", "parity.npz", "deploy.json", "bundle"),
+        writes=(
+            "dense.onnx",
+            "model.onnx",
+            "parity.npz",
+            "deploy.json",
+            "predicted.json",
+            "bundle",
+            "bundle.tar.gz",
+        ),
     ),
     Stage(
         name="build",

@@ -15,8 +15,10 @@ import torch
 from mint_deploy import batchnorm, files, plugins
 from mint_deploy import bench as measuring
 from mint_deploy.artifacts import Accuracy, PruningPlan
+from mint_deploy.bundle import write_bundle
 from mint_deploy.criteria import read_scores, write_scores
 from mint_deploy.criteria import score as score_units
+from mint_deploy.errors import TargetError
 from mint_deploy.evaluate import promise
 from mint_deploy.export import export as export_onnx
 from mint_deploy.export import parity_of
@@ -26,12 +28,14 @@ from mint_deploy.moments import read_moments, write_moments
 from mint_deploy.moments import sample as sample_moments
 from mint_deploy.parity import write_parity
 from mint_deploy.plan import plan as make_plan
+from mint_deploy.predict import predict
 from mint_deploy.recover import recover as fine_tune
 from mint_deploy.recover import train_from_scratch
 from mint_deploy.repair import repair as refit
 from mint_deploy.report import render
 from mint_deploy.settings import DEMO
 from mint_deploy.target import to_toml
+from mint_deploy.traffic import layer_traffic
 from mint_deploy.verify import prove
 
 if TYPE_CHECKING:
@@ -310,6 +314,25 @@ def export(job: Job) -> None:
         "std": splits.std,
     }
     files.write_json(job.run / "deploy.json", body, kind="Deploy")
+    _predict(job, networks)
+    write_bundle(job.run.path, job.target)
+
+
+def _predict(job: Job, networks: dict[str, nn.Module]) -> None:
+    """Predict times for a board that is not here, where its profile has the figures."""
+    if job.target.family not in ("jetson", "gpu"):
+        return
+    keep = {"dense": {}, "slim": {g.name: g.keep for g in job.plan.groups}}
+    layers = {
+        label: layer_traffic(model, job.graph, keep[label], job.example)
+        for label, model in networks.items()
+    }
+    try:
+        body = predict(job.target, **layers)
+    except TargetError as error:
+        job.progress.warn(str(error))
+        return
+    files.write_json(job.run / "predicted.json", body, kind="Prediction")
 
 
 def build(job: Job) -> None:

@@ -121,6 +121,8 @@ def test_a_damaged_manifest_says_what_to_do(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     start(tmp_path).close()
     (tmp_path / ".plan.json.abc.part").write_text("half")
+    (tmp_path / ".bundle.x.part").mkdir()
+    (tmp_path / ".bundle.x.part" / "model.onnx").write_text("half")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".cut.x.part").write_text("half")
     RunFolder.open(tmp_path).close()
