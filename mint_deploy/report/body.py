@@ -1,0 +1,344 @@
+"""What report.json says, collected from the files of a run folder.
+
+Every section is ``{"done": true, ...}``, or ``{"done": false, "note": why, "stage": its maker}``.
+Figures are whole here; they are rounded where they are printed (:mod:`mint_deploy.report.words`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from mint_deploy import files
+from mint_deploy.artifacts import Cost, ExportedModel
+from mint_deploy.report import timing
+from mint_deploy.report.accuracy import accuracy
+from mint_deploy.report.advice import doubts, next_steps, status, verdict
+from mint_deploy.report.folder import UNREADABLE, Folder, section
+
+__all__ = ["collect"]
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """Return the body of report.json for the run folder ``run``.
+
+    Args:
+        run: the folder; a run that is not finished gives a report whose open sections say so.
+
+    Returns:
+        plain JSON values: ``title status verdict run headline accuracy latency predicted widths
+        groups frozen gate export doubts machine next``.
+
+    Raises:
+        RunFolderError: no such folder, or nothing of a run is in it.
+    """
+    folder = Folder(Path(run))
+    cost = section("plan", partial(_cost, folder))
+    body: dict[str, Any] = {
+        "run": _identity(folder),
+        "cost": cost,
+        "accuracy": section("recover", partial(accuracy, folder)),
+        "latency": section("bench", partial(timing.latency, folder)),
+        "predicted": section("bundle", partial(timing.predicted, folder)),
+        "widths": section("cut", partial(_widths, folder)),
+        "groups": section("plan", partial(_groups, folder)),
+        "frozen": section("plan", partial(_frozen, folder)),
+        "gate": section("cut", partial(_gate, folder)),
+        "export": section("export", partial(_export, folder)),
+        "machine": section("bench", partial(timing.machines, folder)),
+    }
+    body["title"] = f"{body['run']['model']} for {body['run']['target']}"
+    body["headline"] = _headline(body)
+    body["doubts"] = doubts(body)
+    body["status"] = status(body)
+    body["verdict"] = verdict(body)
+    body["next"] = next_steps(body)
+    first = ("title", "status", "verdict", "run", "headline")
+    ordered = {k: body[k] for k in (*first, *(k for k in body if k not in first))}
+    return cast(dict[str, Any], files.encode(ordered))
+
+
+# ---------------------------------------------------------------- who and what
+
+
+def _identity(folder: Folder) -> dict[str, Any]:
+    manifest = folder.run()
+    settings = _mapping(manifest.get("settings"))
+    target = folder.target()
+    try:
+        plan = folder.plan()
+    except UNREADABLE:  # told in the sections that need the plan
+        plan = None
+    command = manifest.get("command")
+    if isinstance(command, (list, tuple)):
+        command = shlex.join(str(word) for word in command)
+    budget = dict(plan.budget) if plan else {}
+    return {
+        "folder": str(folder.path),
+        "model": settings.get("model")
+        or (plan.model if plan else "")
+        or folder.path.resolve().name,
+        "demo": bool(manifest) and settings.get("model") is None,
+        "data": settings.get("data"),
+        "target": target.get("name") or settings.get("target") or (plan.target if plan else "?"),
+        "target_settings": {k: v for k, v in target.items() if k != "sources"},
+        "criterion": plan.criterion if plan else settings.get("criterion"),
+        "estimator": plan.estimator if plan else settings.get("estimator"),
+        "budget": budget,
+        "seed": manifest.get("seed", plan.seed if plan else None),
+        "command": command or None,
+        "created": manifest.get("created"),
+        "settings": {k: v for k, v in settings.items() if v is not None},
+        "versions": _mapping(manifest.get("versions")),
+        "facts": _mapping(manifest.get("facts")),
+        "seconds": {
+            str(name): record["seconds"]
+            for name, record in _mapping(manifest.get("stages")).items()
+            if isinstance(record, Mapping) and isinstance(record.get("seconds"), (int, float))
+        },
+        "plan_digest": plan.digest() if plan else None,
+        "files": sorted(p.name for p in folder.path.iterdir() if not p.name.startswith(".")),
+    }
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+# ---------------------------------------------------------------- the cut
+
+
+def _cost(folder: Folder) -> dict[str, Any] | None:
+    """Cost before and after: of the cut network, else of the plan (``origin`` says which)."""
+    cut = folder.json("cut.json", "Cut")
+    if cut is not None:
+        before = files.decode(Cost, cut["cost_before"], where="cut.json: cost_before")
+        after = files.decode(Cost, cut["cost_after"], where="cut.json: cost_after")
+        return {"origin": "computed", "before": files.encode(before), "after": files.encode(after)}
+    plan = folder.plan()
+    if plan is None:
+        return None
+    return {
+        "origin": "planned",
+        "before": files.encode(plan.before),
+        "after": files.encode(plan.after),
+    }
+
+
+def _widths(folder: Folder) -> dict[str, Any] | None:
+    cut = folder.json("cut.json", "Cut")
+    if cut is None:
+        return None
+    layers: list[dict[str, Any]] = [
+        {
+            "name": str(layer["name"]),
+            "kind": str(layer.get("kind", "")),
+            "before": int(layer["before"]),
+            "after": int(layer["after"]),
+            "macs_before": int(layer["macs_before"]),
+            "macs_after": int(layer["macs_after"]),
+        }
+        for layer in cut["layers"]
+    ]
+    before = sum(layer["macs_before"] for layer in layers) or 1
+    after = sum(layer["macs_after"] for layer in layers) or 1
+    for layer in layers:
+        layer["share_before"] = layer["macs_before"] / before
+        layer["share_after"] = layer["macs_after"] / after
+    return {"layers": layers}
+
+
+def _groups(folder: Folder) -> dict[str, Any] | None:
+    cut = folder.json("cut.json", "Cut")
+    plan = folder.plan()
+    if cut is None and plan is None:
+        return None
+    layers = {n: list(g.get("layers", [])) for n, g in (cut or {}).get("groups", {}).items()}
+    if plan is not None:
+        rows = [
+            {
+                "name": g.name,
+                "size": g.size,
+                "kept": len(g.keep),
+                "round_to": g.round_to,
+                "layers": layers.get(g.name) or sorted({_owner(m.tensor) for m in g.members}),
+            }
+            for g in plan.groups
+        ]
+    else:
+        rows = [
+            {"name": n, "size": g["size"], "kept": g["kept"], "round_to": None, "layers": layers[n]}
+            for n, g in (cut or {})["groups"].items()
+        ]
+    return {"groups": rows, "notes": list(plan.notes) if plan else []}
+
+
+def _owner(tensor: str) -> str:
+    """Return the layer that a parameter belongs to: ``layer1.0.conv1.weight`` -> its module."""
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _frozen(folder: Folder) -> dict[str, Any] | None:
+    cut = folder.json("cut.json", "Cut")
+    plan = folder.plan()
+    if cut is None and plan is None:
+        return None
+    found = dict((cut or {}).get("frozen") or {}) or (dict(plan.frozen) if plan else {})
+    return {"groups": [{"name": str(n), "reason": str(r)} for n, r in found.items()]}
+
+
+def _gate(folder: Folder) -> dict[str, Any] | None:
+    cut = folder.json("cut.json", "Cut")
+    if cut is None:
+        return None
+    rows = [
+        {
+            "name": str(name),
+            "status": str(g["status"]),
+            "permutation": g.get("permutation"),
+            "restriction": g.get("restriction"),
+            "power": g.get("power"),
+            "reason": g.get("reason") or "",
+        }
+        for name, g in cut["groups"].items()
+    ]
+    count = Counter(row["status"] for row in rows)
+    return {
+        "groups": rows,
+        "total": len(rows) - count["whole"],
+        "proven": count["proven"],
+        "whole": count["whole"],
+        "max_error": cut.get("max_error"),
+        "seconds": _mapping(cut.get("seconds")),
+    }
+
+
+# ---------------------------------------------------------------- the export
+
+
+def _export(folder: Folder) -> dict[str, Any] | None:
+    deploy = folder.json("deploy.json", "Deploy")
+    if deploy is None:
+        return None
+    out: dict[str, Any] = {
+        name: files.encode(files.decode(ExportedModel, deploy[name], where=f"deploy.json: {name}"))
+        for name in ("dense", "slim")
+        if deploy.get(name) is not None
+    }
+    return {
+        **out,
+        "plan_digest": deploy.get("plan_digest"),
+        "class_names": deploy.get("class_names"),
+        "mean": deploy.get("mean"),
+        "std": deploy.get("std"),
+    }
+
+
+# ---------------------------------------------------------------- before and after
+
+
+def _headline(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the before/after table; a figure that is missing carries its reason."""
+    rows = [_speed(body["latency"])]
+    cost = body["cost"]
+    for key, label, unit in (
+        ("macs", "Multiply-adds (MACs)", "MACs"),
+        ("params", "Parameters", "parameters"),
+        ("weight_bytes", "Weights", "bytes"),
+    ):
+        before, after = (cost[side][key] if cost["done"] else None for side in ("before", "after"))
+        rows.append(_row(key, label, unit, before, after, cost.get("origin"), cost.get("note")))
+    export = body["export"]
+    sizes = [(export.get(side) or {}).get("bytes") for side in ("dense", "slim")]
+    missing = export.get("note") or "deploy.json does not name the file"
+    rows.append(_row("onnx_bytes", "ONNX file", "bytes", sizes[0], sizes[1], "computed", missing))
+    rows += [_accuracy_row(body["accuracy"], part) for part in ("test", "validation")]
+    rows.append(_memory(body["latency"]))
+    return rows
+
+
+def _row(
+    key: str,
+    label: str,
+    unit: str,
+    before: float | None,
+    after: float | None,
+    origin: str | None,
+    reason: str | None,
+) -> dict[str, Any]:
+    whole = before is not None and after is not None
+    return {
+        "key": key,
+        "label": label,
+        "unit": unit,
+        "before": before,
+        "after": after,
+        "ratio": after / before if before and after is not None else None,
+        "origin": origin,
+        "reason": None if whole else reason,
+    }
+
+
+def _main_runs(latency: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the single-stream run of ``dense`` and ``slim`` that lead the report."""
+    out: dict[str, dict[str, Any]] = {}
+    for run in latency.get("runs", []):
+        if run["scenario"] == "single_stream" and run["label"] in ("dense", "slim"):
+            out.setdefault(run["label"], run)
+    return out
+
+
+def _speed(latency: Mapping[str, Any]) -> dict[str, Any]:
+    runs = _main_runs(latency)
+    before, after = (
+        runs.get(side, {}).get("median_ns", {}).get("value") for side in ("dense", "slim")
+    )
+    row = _row(
+        "latency", "Latency", "ns", before, after, "measured", latency.get("note") or "not measured"
+    )
+    row["ratio"] = None  # a ratio of two medians is not the paired one, and has no interval
+    if latency.get("ratio"):
+        row.update(latency["ratio"])
+    elif row["reason"] is None:
+        row["reason"] = "the two networks were not measured side by side"
+    return row
+
+
+def _memory(latency: Mapping[str, Any]) -> dict[str, Any]:
+    runs = _main_runs(latency)
+    figures = [runs.get(side, {}).get("peak_rss_bytes", {}) for side in ("dense", "slim")]
+    reason = next((f["reason"] for f in figures if f.get("reason")), None)
+    return _row(
+        "peak_memory",
+        "Peak memory",
+        "bytes",
+        figures[0].get("value"),
+        figures[1].get("value"),
+        "measured",
+        reason or latency.get("note") or "not measured",
+    )
+
+
+def _accuracy_row(found: Mapping[str, Any], part: str) -> dict[str, Any]:
+    steps = {s["step"]: s[part] for s in found.get("steps", [])}
+    before, after = steps.get("dense"), steps.get(found.get("final") or "")
+    noun = "Agreement with dense" if found.get("measure") == "agreement" else "Accuracy"
+    row = _row(
+        f"accuracy_{part}",
+        f"{noun}, {part}",
+        "fraction",
+        before["top1"] if before else None,
+        after["top1"] if after else None,
+        "measured",
+        found.get("note") or ("not done yet" if not found.get("final") else f"no {part} part"),
+    )
+    row["ratio"] = None
+    row["before_interval"] = [before["low"], before["high"]] if before else None
+    row["after_interval"] = [after["low"], after["high"]] if after else None
+    row["samples"] = after["samples"] if after else None
+    row["change"] = after["change"] if after and before else None
+    return row

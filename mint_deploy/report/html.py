@@ -1,0 +1,215 @@
+"""The page: one self-contained HTML file, no script, no request, light, dark, phone and paper.
+
+Jinja escapes every text (names of layers and classes come from strangers); :func:`words.plain`
+takes control characters out first. Pictures come from :mod:`mint_deploy.report.charts`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mint_deploy._version import __version__
+from mint_deploy.report import charts, view, words
+
+__all__ = ["page"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+#: classes shown openly; of more, those that changed most
+_CLASSES = 20
+
+
+def page(body: Mapping[str, Any]) -> str:
+    """Return the whole HTML document for the body of report.json."""
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            body=body,
+            lines=view.before_after(body),
+            accuracy=_accuracy(body),
+            classes=_classes(body),
+            speed=_speed(body),
+            timings=_timings(body),
+            board=view.board_rows(body),
+            settings=view.settings_rows(body["run"]),
+            machines=[
+                (m["hostname"], view.machine_rows(m)) for m in body["machine"].get("machines", [])
+            ],
+            legend={"measured": "measured here", "computed": "exact", "planned": "planned"},
+        )
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Return where the templates are compiled, once a process."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_safe,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(charts=charts, words=words, view=view, version=__version__)
+    return environment
+
+
+def _safe(value: Any) -> Any:
+    """Return what a template prints: plain text whose units stay at their numbers, or markup."""
+    if value is None:
+        return words.NOT_HERE
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(
+        r"(?<=\d) (?=%|[kMGT]?B\b|[mµn]?s\b|[kMG]\b)", "\N{NO-BREAK SPACE}", words.plain(value)
+    )
+
+
+def _accuracy(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    steps = view.steps(body)
+    found = [s.found for s in steps if s.found]
+    if not found:
+        return None
+    scale = charts.axis(_worth_showing(steps), unit=" %", bounds=(0.0, 100.0))
+    dense = next((s.found for s in steps if s.step == "dense"), None)
+    rows = []
+    for step in steps:
+        f = step.found
+        part = body["accuracy"]["steps_part"]
+        value = step.test if part == "test" else step.validation
+        span = step.test_span if part == "test" else step.validation_span
+        tone = step.step if step.step in ("dense", "control") else "slim"
+        plot = (
+            charts.interval(
+                scale,
+                100 * f["top1"],
+                100 * f["low"],
+                100 * f["high"],
+                title=f"{step.label}: {value} ({span})",
+                tone=tone,
+                reference=100 * dense["top1"] if dense else None,
+            )
+            if f
+            else None
+        )
+        rows.append({"step": step, "plot": plot, "tone": tone})
+    arrow = any(100 * f["top1"] < scale.low for f in found)
+    return {"rows": rows, "ticks": charts.ticks(scale), "arrow": arrow}
+
+
+def _worth_showing(steps: Sequence[view.Step]) -> list[float]:
+    """Return the ends of the intervals that set the axis, in percent.
+
+    Straight after the cut a network may be anywhere. Were it to set the axis, nothing else could be
+    told apart; far below the others it is drawn as an arrow instead.
+    """
+    ends = {s.step: (100 * s.found["low"], 100 * s.found["high"]) for s in steps if s.found}
+    core = [v for step, pair in ends.items() if step not in ("cut", "repair") for v in pair]
+    core = core or [v for pair in ends.values() for v in pair]
+    floor = min(core) - 2 * max(max(core) - min(core), 0.5)
+    return core + [v for pair in ends.values() if pair[0] >= floor for v in pair]
+
+
+def _classes(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = body["accuracy"].get("classes") or []
+    if not found:
+        return None
+    scale = charts.axis(
+        [100 * c[side] for c in found for side in ("dense", "slim") if c[side] is not None],
+        unit=" %",
+        bounds=(0.0, 100.0),
+    )
+    shown = found
+    if len(found) > _CLASSES:
+        shown = sorted(found, key=lambda c: -abs(c["change"] or 0.0))[:_CLASSES]
+    rows = []
+    for c in shown:
+        before, after = words.percent(c["dense"]), words.percent(c["slim"])
+        sides = (100 * c[side] if c[side] is not None else None for side in ("dense", "slim"))
+        plot = charts.pair(scale, *sides, title=f"{c['name']}: dense {before}, slim {after}")
+        rows.append(
+            {
+                "name": c["name"],
+                "dense": before,
+                "slim": after,
+                "change": words.points(c["change"]),
+                "plot": plot,
+            }
+        )
+    return {"rows": rows, "ticks": charts.ticks(scale), "total": len(found)}
+
+
+def _speed(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the plot of the ratio, with the line of no difference at one."""
+    ratio = body["latency"].get("ratio")
+    if not ratio:
+        return None
+    ends = ratio["speedup_low"], ratio["speedup_high"]
+    scale = charts.axis([1.0, *ends], unit="×")
+    places = words.places_of([ends], default=2, most=3)
+    said = f"{words.factor(ratio['speedup'], places)} as fast ({words.span(*ends, places)})"
+    plot = charts.interval(scale, ratio["speedup"], *ends, title=said, reference=1.0)
+    return {
+        "value": words.factor(ratio["speedup"], places),
+        "span": words.span(*ends, places),
+        "confidence": f"{100 * ratio['confidence']:.0f} %",
+        "restarts": ratio["restarts"],
+        "seen": ratio["seen"],
+        "plot": plot,
+        "ticks": charts.ticks(scale),
+    }
+
+
+def _timings(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the rows of the measurements, and box plots of those that lead (single stream)."""
+    rows = view.latency_rows(body)
+    if not rows:
+        return None
+    runs = body["latency"]["runs"]
+    first = next((r for r in runs if r["scenario"] == "single_stream"), runs[0])
+    same = ("runtime", "precision", "scenario", "batch", "threads")
+    leading = [i for i, r in enumerate(runs) if all(r[k] == first[k] for k in same)]
+    ends = [b["high_ns"] for i in leading for b in runs[i]["restarts"]]
+    unit, size = _unit(max(ends, default=1.0))
+    scale = charts.axis([v / size for v in ends], zero=True)
+    plots = []
+    for i in leading:
+        run = runs[i]
+        boxes = [
+            {k: v / size if k.endswith("_ns") else v for k, v in box.items()}
+            for box in run["restarts"]
+        ]
+        outside = sum(box["below"] + box["above"] for box in run["restarts"])
+        tone = "dense" if run["label"] == "dense" else "slim"
+        median = rows[i]["figures"]["median"]
+        title = f"{run['label']}: median {median}, {len(boxes)} restarts, one box each"
+        plots.append(
+            {
+                **rows[i],
+                "outside": words.count(outside),
+                "plot": charts.boxes(scale, boxes, title=title, tone=tone),
+            }
+        )
+    return {
+        "rows": rows,
+        "plots": plots,
+        "ticks": charts.ticks(scale),
+        "unit": unit,
+        "missing": view.gaps(rows),
+    }
+
+
+def _unit(value_ns: float) -> tuple[str, float]:
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if value_ns >= size:
+            return unit, size
+    return "ns", 1.0

@@ -1,0 +1,207 @@
+"""How figures become text: significant digits only, the unit beside the number, absence said aloud.
+
+One place for all three faces of the report (HTML, Markdown, terminal), so that they print the same
+digits. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "NOT_HERE",
+    "accuracy_places",
+    "bytes_",
+    "clip",
+    "count",
+    "decimals",
+    "duration",
+    "error",
+    "factor",
+    "fixed",
+    "percent",
+    "places_of",
+    "plain",
+    "points",
+    "share",
+    "short",
+    "significant",
+    "span",
+]
+
+#: What stands where a figure is absent; the reason stands beside it.
+NOT_HERE = "\N{EN DASH}"
+
+_MINUS = "\N{MINUS SIGN}"
+# C0 and C1 controls (a name may carry a terminal escape), bidirectional overrides, lone surrogates
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def plain(text: object) -> str:
+    """Return ``text`` as one line that no terminal, parser or reading order can be fooled by.
+
+    Line ends and tabs become spaces; other control characters and lone surrogates become U+FFFD.
+    """
+    line = re.sub(r"[\r\n\t\u2028\u2029]+", " ", str(text))
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", line)
+
+
+def clip(text: object, width: int) -> str:
+    """Return :func:`plain` text of at most ``width`` characters, the middle left out."""
+    line = plain(text)
+    if len(line) <= width:
+        return line
+    head = (width - 1) * 2 // 3
+    return f"{line[:head]}…{line[len(line) - (width - 1 - head) :]}"
+
+
+def fixed(value: float, places: int) -> str:
+    """Return ``value`` with ``places`` decimals, a true minus sign, and never a minus zero."""
+    text = f"{value:.{places}f}"
+    if text.startswith("-"):
+        text = text[1:] if not text.strip("-0.") else _MINUS + text[1:]
+    return text
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return ``value`` with ``digits`` significant digits, never in powers of ten.
+
+    >>> significant(0.49712), significant(1234.5), significant(9.999)
+    ('0.497', '1230', '10.0')
+    """
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    rounded = float(f"{value:.{digits - 1}e}")
+    return fixed(rounded, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))))
+
+
+def decimals(half_width: float | None, *, default: int = 1, most: int = 3) -> int:
+    """Return how many decimals an uncertainty of ``half_width`` supports.
+
+    The last printed digit stands where the uncertainty begins; a leading 1 or 2 earns one more.
+
+    >>> decimals(0.53), decimals(0.17), decimals(2.6), decimals(7.0)
+    (1, 2, 1, 0)
+    """
+    if half_width is None or not math.isfinite(half_width) or half_width <= 0:
+        return default
+    exponent = math.floor(math.log10(half_width))
+    leading = half_width / 10**exponent
+    return min(most, max(0, -exponent + (1 if leading < 3 else 0)))
+
+
+def count(value: float | None) -> str:
+    """Return a whole number with its thousands set apart: ``853,018``."""
+    return NOT_HERE if value is None else f"{round(value):,}"
+
+
+def short(value: float | None, unit: str = "") -> str:
+    """Return a count with three significant digits and a decimal prefix: ``126 M``."""
+    if value is None:
+        return NOT_HERE
+    tail = f" {unit}" if unit else ""
+    if abs(value) < 1000:
+        return f"{value:.0f}{tail}"
+    prefixes = "kMGTPE"
+    power = 0
+    value /= 1000
+    while abs(float(f"{value:.2e}")) >= 1000 and power < len(prefixes) - 1:
+        value, power = value / 1000, power + 1
+    return f"{significant(value)} {prefixes[power]}{unit}"
+
+
+def bytes_(value: float | None) -> str:
+    """Return a size in decimal units: ``3.42 MB``."""
+    if value is None:
+        return NOT_HERE
+    return short(value, "B") if abs(value) >= 1000 else f"{value:.0f} bytes"
+
+
+def duration(value_ns: float | None) -> str:
+    """Return a time given in nanoseconds with three significant digits: ``2.01 ms``."""
+    if value_ns is None:
+        return NOT_HERE
+    for unit, scale in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if float(f"{abs(value_ns):.2e}") >= scale:
+            return f"{significant(value_ns / scale)} {unit}"
+    return f"{significant(value_ns)} ns"
+
+
+def factor(value: float | None, places: int | None = None) -> str:
+    """Return a ratio: ``1.73×``; three significant digits unless ``places`` says otherwise."""
+    if value is None:
+        return NOT_HERE
+    return f"{significant(value) if places is None else fixed(value, places)}×"
+
+
+def percent(fraction: float | None, places: int = 1) -> str:
+    """Return a fraction as a percentage: ``92.1 %``."""
+    return NOT_HERE if fraction is None else f"{fixed(100 * fraction, places)} %"
+
+
+def share(fraction: float | None) -> str:
+    """Return an exact fraction as a percentage, two significant digits: ``0.42 %``, ``12 %``."""
+    if fraction is None:
+        return NOT_HERE
+    value = 100 * fraction
+    return f"{significant(value, 2) if value < 10 else fixed(value, 0)} %"
+
+
+def points(value: float | None, places: int = 1) -> str:
+    """Return a change in percentage points with its sign: ``+0.3``, ``−0.7``."""
+    if value is None:
+        return NOT_HERE
+    text = fixed(value, places)
+    return text if text.startswith(_MINUS) or not text.strip("0.") else f"+{text}"
+
+
+def span(low: float | None, high: float | None, places: int = 2, *, scale: float = 1.0) -> str:
+    """Return an interval: ``91.6 to 92.6``; nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    return f"{fixed(scale * low, places)} to {fixed(scale * high, places)}"
+
+
+def places_of(
+    intervals: Iterable[tuple[float | None, float | None]],
+    *,
+    scale: float = 1.0,
+    default: int = 1,
+    most: int = 2,
+) -> int:
+    """Return the decimals that every one of the ``(low, high)`` intervals supports.
+
+    A column of a table is printed with one number of decimals: that of its least certain entry.
+    """
+    known = [
+        decimals(scale * (high - low) / 2, default=default, most=most)
+        for low, high in intervals
+        if low is not None and high is not None
+    ]
+    return min(known, default=default)
+
+
+def accuracy_places(
+    intervals: Iterable[tuple[float | None, float | None]], *, scale: float = 100.0
+) -> int:
+    """Return the decimals of accuracies and of changes in points: one, or two where they hold.
+
+    Never none: 99.7 % must not become 100 %. The interval beside it says how sure it is.
+    """
+    return max(1, places_of(intervals, scale=scale))
+
+
+def error(value: Any) -> str:
+    """Return a relative error, ``3.2e-13``; text (as the gate's *no power*) stays text."""
+    if value is None:
+        return NOT_HERE
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return plain(value)
+    if value == 0:
+        return "0"
+    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
