@@ -80,18 +80,28 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerMoments:
-    """Second moments of the taps that one Conv or Linear reads.
+    """Second moments of the taps that one Conv or Linear reads, and the weights that read them.
 
     ``D = channels * taps``; tap ``c * taps + t`` is kernel position ``t`` of input channel ``c``.
     ``mean`` is ``[D]``, ``covariance`` ``[D, D]`` (centred, divided by ``rows``), both float64.
+    ``weight`` is the dense layer's ``[outputs, D / groups]``; ``bias`` is the name of its bias, if any;
+    ``normalised``: BatchNorm follows and absorbs a shift of its mean. A transposed convolution reads
+    single positions (``taps = 1``) and its kernel positions count as outputs. ``sensitivity`` ``[outputs]``:
+    how much the network's output distribution moves (nats, twice) per unit of error variance at each output.
     """
 
     name: str
+    kind: str
     channels: int
     taps: int
+    groups: int
+    bias: str | None
+    normalised: bool
     rows: int
     mean: Floats
     covariance: Floats
+    weight: npt.NDArray[np.floating[Any]]
+    sensitivity: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +125,16 @@ class GroupImportance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importance:
-    """Group name -> its units' losses and elimination order, with the settings that made them."""
+    """Group name -> its units' losses and elimination order, with the settings that made them.
+
+    ``comparable``: a loss in one group weighs as much as the same loss in another.
+    """
 
     groups: Mapping[str, GroupImportance]
     criterion: str
     estimator: str | None
     seed: int
+    comparable: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -193,7 +207,7 @@ class PruningPlan:
     inputs: tuple[TensorSpec, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def slices(self, model: object = None) -> dict[str, dict[int, list[int]]]:
+    def slices(self, model: object = None) -> dict[str, dict[int, list[int]]]:  # noqa: ARG002  # symmetry
         """Return ``{parameter name: {dim: sorted removed indices}}``.
 
         ``model`` may be given for symmetry with the other verbs; the plan itself knows the slices.

@@ -109,9 +109,10 @@ def permuted(model: nn.Module, plan: PruningPlan, seed: int) -> nn.Module:
 
 
 def sabotaged(slim: nn.Module, plan: PruningPlan, group: PlanGroup, seed: int) -> nn.Module:
-    """Return a copy of the slim network that is wrong in one place: two kept units of ``group`` change
+    """Return a copy of the slim network that is wrong in one place.
 
-    places in one of its tensors, and only there. With one unit left its slice is negated instead.
+    Two kept units of ``group`` change places in one of its tensors, and only there. With one unit left its
+    slice is negated instead.
     """
     made = copy.deepcopy(slim)
     tensors = tensors_of(made)
@@ -130,9 +131,7 @@ def sabotaged(slim: nn.Module, plan: PruningPlan, group: PlanGroup, seed: int) -
             first = torch.from_numpy(new_place[member.index[a]])
             second = torch.from_numpy(new_place[member.index[b]])
             both, swapped = torch.cat([first, second]), torch.cat([second, first])
-            tensor.index_copy_(
-                member.dim, both, tensor.index_select(member.dim, swapped).clone()
-            )
+            tensor.index_copy_(member.dim, both, tensor.index_select(member.dim, swapped).clone())
         else:
             place = torch.from_numpy(new_place[member.index[group.keep[0]]])
             tensor.index_copy_(member.dim, place, -tensor.index_select(member.dim, place))

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from mint_deploy.errors import MintDeployError, TraceError
 from mint_deploy.inputs import Call, call, outputs_of, specs_of
 from mint_deploy.tracing.assemble import Found, assemble
 from mint_deploy.tracing.ledger import Layer
-from mint_deploy.tracing.tracer import Tracer, mark_attributes
+from mint_deploy.tracing.tracer import Tracer, mark_attributes, tensors_of
 
 __all__ = ["Graph", "Group", "Layer", "LiveBytes", "find_groups"]
 
@@ -55,7 +54,10 @@ class LiveBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """What can be cut, what is frozen and why, and what everything costs."""
+    """What can be cut, what is frozen and why, and what everything costs.
+
+    ``tensors`` are the traced model's own parameters and buffers by name (not copies).
+    """
 
     groups: Mapping[str, Group]
     frozen: Mapping[str, str]
@@ -66,6 +68,7 @@ class Graph:
     parameters: frozenset[str]
     element_bytes: Mapping[str, int]
     live: tuple[LiveBytes, ...]
+    tensors: Mapping[str, torch.Tensor]
     inputs: tuple[TensorSpec, ...]
     batch: int
     notes: tuple[str, ...] = ()
@@ -153,13 +156,17 @@ class Graph:
     def __str__(self) -> str:
         cost = self.cost
         lines = [
-            f"{len(self.groups)} pruning groups, {self.units} units; {cost.macs / 1e6:.1f} M MACs, "
-            f"{cost.params / 1e6:.3f} M parameters; layers that can be cut hold "
-            f"{self.cuttable_macs_share:.0%} of the MACs"
+            (
+                f"{len(self.groups)} pruning groups, {self.units} units; {cost.macs / 1e6:.1f} M MACs, "
+                f"{cost.params / 1e6:.3f} M parameters; layers that can be cut hold "
+                f"{self.cuttable_macs_share:.0%} of the MACs"
+            )
         ]
         for group in self.groups.values():
             couple = ", ".join(p.removesuffix(".weight") for p in group.producers[1:4])
-            couple = f"  with {couple}{' ...' if len(group.producers) > 4 else ''}" if couple else ""
+            couple = (
+                f"  with {couple}{' ...' if len(group.producers) > 4 else ''}" if couple else ""
+            )
             lines.append(f"  {group.name:<32} {group.size:>5} units{couple}")
         lines += [f"  {name:<32} frozen: {reason}" for name, reason in self.frozen.items()]
         return "\n".join(lines)
@@ -176,12 +183,13 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
     plain = _copied(model)
     _run_plain(plain, inputs)
     try:
-        return _traced(plain, inputs, marked=True)
+        graph = _traced(plain, inputs, marked=True)
     except MintDeployError:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001  # whatever the user's code raises on marked numbers
         # Code that inspects the exact type of its whole numbers: trace without their origins.
-        return _traced(_copied(model), inputs, marked=False)
+        graph = _traced(_copied(model), inputs, marked=False)
+    return dataclasses.replace(graph, tensors=tensors_of(model))
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -249,6 +257,7 @@ def _traced(model: nn.Module, inputs: Call, *, marked: bool) -> Graph:
             )
             for a in tracer.activations.values()
         ),
+        tensors={},
         inputs=specs,
         batch=max(1, batch),
         notes=tuple(dict.fromkeys(tracer.book.notes)),

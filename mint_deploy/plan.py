@@ -8,6 +8,8 @@ in the criterion's order. How the budget is shared between groups is the *alloca
     every group loses the same share, then widths are given back where the criterion regrets most.
 ``global``
     steps are taken one by one, always the one that loses least per multiply-add (or parameter) saved.
+``auto`` (the default)
+    ``global`` where the criterion says that its losses can be compared between groups, else ``uniform``.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from mint_deploy.target import Target, load_target
 
 __all__ = ["ALLOCATIONS", "make_plan", "plan"]
 
-ALLOCATIONS = ("uniform", "global")
+ALLOCATIONS = ("auto", "uniform", "global")
 #: a group keeps at least this share of its units, whatever the budget
 LEAST_KEPT = 0.1
 
@@ -96,7 +98,7 @@ def plan(
     ignore: Sequence[str] = (),
     round_to: int | None = None,
     least_kept: float = LEAST_KEPT,
-    allocation: str = "uniform",
+    allocation: str = "auto",
     model: str = "",
 ) -> PruningPlan:
     """Choose what stays in every group.
@@ -111,7 +113,7 @@ def plan(
         ignore: layers (names or patterns such as ``layer1.*``) whose groups stay whole.
         round_to: overrides the target's.
         least_kept: every group keeps at least this share of its units (0 to 1).
-        allocation: ``uniform`` or ``global``, see above.
+        allocation: ``auto``, ``uniform`` or ``global``, see above; ``ratio`` is always uniform.
         model: name to be written into the plan.
 
     Raises:
@@ -144,8 +146,8 @@ def plan(
         ladder.must_reach(kind, amount, cost)
         widths = (
             ladder.shared(cost, limit)
-            if allocation == "uniform"
-            else ladder.greedy(cost, limit, kind)
+            if allocation == "uniform" or (allocation == "auto" and not scores.comparable)
+            else ladder.greedy(cost, limit)
         )
     return make_plan(
         graph,
@@ -217,7 +219,9 @@ class _Ladder:
             below = range((group.size - 1) // step * step, least - 1, -step)
             self.rungs[name] = [group.size, *below]
         for step, names in sorted(narrow.items()):
-            listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            listed = ", ".join(names[:4]) + (
+                f" and {len(names) - 4} more" if len(names) > 4 else ""
+            )
             self.notes.append(
                 f"narrower than 4 x {round_to}, so cut in steps of {step}, which may give no speed: "
                 + listed
@@ -302,7 +306,7 @@ class _Ladder:
             _, name, width = max(offers)
             widths[name] = width
 
-    def greedy(self, cost: CostOf, limit: float, kind: str) -> Widths:
+    def greedy(self, cost: CostOf, limit: float) -> Widths:
         """Always the step down that loses least per unit of cost saved (a lazy heap)."""
         widths = {name: rungs[0] for name, rungs in self.rungs.items()}
         now = cost(widths)
@@ -361,4 +365,3 @@ def _ignored(graph: Graph, patterns: Sequence[str]) -> set[str]:
             if weights & {m.tensor for m in group.members if not m.reads}
         )
     return out
-

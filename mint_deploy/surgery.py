@@ -118,7 +118,11 @@ def _without(old: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
         stays[gone] = False
         new = new.index_select(dim, stays.nonzero()[:, 0].to(new.device))
     for rank, memory in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if old.dim() == rank and not old.is_contiguous() and old.is_contiguous(memory_format=memory):
+        if (
+            old.dim() == rank
+            and not old.is_contiguous()
+            and old.is_contiguous(memory_format=memory)
+        ):
             new = new.contiguous(memory_format=memory)
     if isinstance(old, nn.Parameter):
         return nn.Parameter(new, requires_grad=old.requires_grad)
@@ -262,9 +266,7 @@ def load(run: str | os.PathLike[str], model: Any = None) -> nn.Module:
     elif not isinstance(model, nn.Module):
         model = model()
     if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"the factory returned {type(model).__name__}, expected a torch.nn.Module"
-        )
+        raise ModelError(f"the factory returned {type(model).__name__}, expected a torch.nn.Module")
     slim = cut(model, plan)
     read_tensors(slim, folder / "slim.safetensors")
     return slim.eval()

@@ -196,7 +196,7 @@ def culprits(
             error = _error_of(dense, keep_only(plan, names), inputs, seed)
         except MintDeployError:
             raise
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001  # whatever the user's forward raises once cut
             text = str(problem).strip().splitlines()
             return f"once cut, the network raises {type(problem).__name__}: {(text or [''])[0]}"
         if error <= tolerance:
@@ -269,9 +269,7 @@ def prove(
                 "no group of the plan could be cut: "
                 + "; ".join(f"{n}: {why}" for n, why in list(rolled_back.items())[:3])
             ) from first
-        plan = dataclasses.replace(
-            keep_only(plan, left), frozen={**plan.frozen, **rolled_back}
-        )
+        plan = dataclasses.replace(keep_only(plan, left), frozen={**plan.frozen, **rolled_back})
         slim = cut(model, plan)
         proof = verify(
             model, slim, plan, example_inputs, tolerance=tolerance, seed=seed, sample=sample

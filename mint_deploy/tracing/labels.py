@@ -28,6 +28,10 @@ class LabelStore:
         """Return the identity of the storage behind ``tensor``."""
         return int(tensor.untyped_storage()._cdata)
 
+    def hold(self, tensor: Tensor) -> None:
+        """Keep a storage alive without giving it labels."""
+        self._alive.append(tensor.untyped_storage())
+
     def __contains__(self, tensor: Tensor) -> bool:
         return self.key(tensor) in self._stores
 
@@ -48,7 +52,7 @@ class LabelStore:
                 torch.full((size,), NONE, dtype=self._dtype),
                 tensor.element_size(),
             )
-            self._alive.append(storage)
+            self.hold(tensor)
         place = self.get(tensor)
         if place is not None:
             place.copy_(labels.expand(tensor.shape))
@@ -74,7 +78,7 @@ def compress(*labels: Tensor) -> tuple[list[Tensor], list[bool]]:
 
 def pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct pairs of labels that meet, neither of them a constant; int64 ``[P]``."""
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]  # torch leaves it bare
     (a, b), _ = compress(a, b)
     flat_a, flat_b = a.reshape(-1).long(), b.reshape(-1).long()
     meets = (flat_a != flat_b) & (flat_a >= 0) & (flat_b >= 0)

@@ -39,7 +39,7 @@ def after(*names: str) -> Callable[[After], After]:
     return register
 
 
-def counted_result(name: str, owner: object, result: Any) -> Any:
+def counted_result(name: str, result: Any) -> Any:
     """Give sizes read from a tensor their origin: ``x.shape``, ``x.size()``, ``x.numel()``."""
     if isinstance(result, torch.Size):
         return torch.Size([Whole(int(n), SHAPE) for n in result])
@@ -56,7 +56,8 @@ def _arg(args: tuple[Any, ...], kwargs: dict[str, Any], at: int, *names: str) ->
 
 def _tie(t: Tracer, labels: Tensor, axis: int, parts: int) -> None:
     """The same position of each of ``parts`` equal parts of an axis leaves together."""
-    rows = labels.unflatten(axis, (parts, -1))
+    before, after_ = labels.shape[:axis], labels.shape[axis + 1 :]
+    rows = labels.reshape(*before, parts, -1, *after_)
     t.book.unite(rows, rows.narrow(axis, 0, 1))
 
 
@@ -74,9 +75,7 @@ def _boundary(t: Tracer, labels: Tensor, axis: int, value: Any) -> None:
                 labels, axis, f"a slice at an uneven share of the channels {t.where()}"
             )
         return
-    part = (
-        labels.narrow(axis, at, size - at) if int(value) < 0 else labels.narrow(axis, 0, at)
-    )
+    part = labels.narrow(axis, at, size - at) if int(value) < 0 else labels.narrow(axis, 0, at)
     t.count(value, part, "slice", axis=axis)
 
 
@@ -84,9 +83,7 @@ def _boundary(t: Tracer, labels: Tensor, axis: int, value: Any) -> None:
 
 
 @after("chunk", "tensor_split")
-def _chunk(
-    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
-) -> None:
+def _chunk(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
     parts = _arg(args, kwargs, 1, "chunks", "indices_or_sections", "sections")
     axis = int(_arg(args, kwargs, 2, "dim") or 0) % x.dim()
     if not compress(labels)[1][axis]:
@@ -98,9 +95,7 @@ def _chunk(
 
 
 @after("split", "split_with_sizes", "unsafe_split")
-def _split(
-    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
-) -> None:
+def _split(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
     sizes = _arg(args, kwargs, 1, "split_size_or_sections", "split_size", "split_sizes")
     axis = int(_arg(args, kwargs, 2, "dim") or 0) % x.dim()
     if not compress(labels)[1][axis]:
@@ -123,17 +118,13 @@ def _split(
 
 
 @after("unbind", "select")
-def _one_by_one(
-    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
-) -> None:
+def _one_by_one(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
     axis = int(_arg(args, kwargs, 1, "dim") or 0) % x.dim()
     t.book.keep_length(labels, axis, f"single channels are picked out {t.where()}")
 
 
 @after("narrow")
-def _narrow(
-    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
-) -> None:
+def _narrow(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
     axis = int(_arg(args, kwargs, 1, "dim")) % x.dim()
     start, length = _arg(args, kwargs, 2, "start"), _arg(args, kwargs, 3, "length")
     if compress(labels)[1][axis]:
@@ -143,9 +134,7 @@ def _narrow(
 
 
 @after("__getitem__", "__setitem__")
-def _item(
-    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
-) -> None:
+def _item(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     varies = compress(labels)[1]
     consumed = sum(1 for i in index if i is not None and i is not Ellipsis)
@@ -162,17 +151,13 @@ def _item(
         if axis < x.dim() and varies[axis]:
             if isinstance(entry, slice):
                 if entry.step not in (None, 1):
-                    t.book.keep_length(
-                        labels, axis, f"every n-th channel is taken {t.where()}"
-                    )
+                    t.book.keep_length(labels, axis, f"every n-th channel is taken {t.where()}")
                 else:
                     for value in (entry.start, entry.stop):
                         if value is not None:
                             _boundary(t, labels, axis, value)
             elif isinstance(entry, int):
-                t.book.keep_length(
-                    labels, axis, f"single channels are picked out {t.where()}"
-                )
+                t.book.keep_length(labels, axis, f"single channels are picked out {t.where()}")
         axis += 1
 
 
@@ -203,9 +188,7 @@ def _blocks(before: torch.Size, after_: torch.Size) -> list[tuple[list[int], lis
 
 
 @after("view", "reshape", "unflatten", "_unsafe_view")
-def _view(
-    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
-) -> None:
+def _view(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
     if not isinstance(result, Tensor) or not x.numel():
         return
     name_of_size = ("size", "shape", "sizes")
@@ -250,9 +233,7 @@ def _view_block(t: Tracer, out: Tensor, axes: list[int], written: list[Any]) -> 
 
 
 @after("numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__array__")
-def _escapes(
-    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
-) -> None:
+def _escapes(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
     t.book.freeze(labels, f"its values leave PyTorch ({t.function}) {t.where()}")
     t.book.notes.append(
         f"values of activations steer Python code {t.where()}: traced on the given inputs"

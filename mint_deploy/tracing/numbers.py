@@ -9,7 +9,10 @@ attribute is remembered as computed, because it cannot be rewritten.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Whole", "attribute_of", "from_shape"]
 
@@ -22,7 +25,7 @@ class Whole(int):
     origin: str
     path: str
 
-    def __new__(cls, value: int, origin: str = SHAPE, path: str = "") -> Whole:
+    def __new__(cls, value: int, origin: str = SHAPE, path: str = "") -> Self:
         """Make one from a plain int."""
         made = super().__new__(cls, value)
         made.origin, made.path = origin, path

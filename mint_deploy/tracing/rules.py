@@ -116,7 +116,7 @@ def _without_gates(t: Tracer, labelled: list[Tensor], shape: torch.Size) -> list
         return labelled
     varies = [compress(x)[1] for x in labelled]
     keep = []
-    for i, labels in enumerate(labelled):
+    for labels in labelled:
         gates = any(
             labels.shape[axis] == 1 and any(v[axis] for v in varies) for axis in range(len(shape))
         )
@@ -343,7 +343,7 @@ def _norm_over_channels(t: Tracer, op: Op) -> Tensor | None:
     return None
 
 
-def _axes(op: Op, dims: Any, rank: int) -> list[int]:
+def _axes(dims: Any, rank: int) -> list[int]:
     if dims is None or (isinstance(dims, (tuple, list)) and not dims):
         return list(range(rank))
     dims = dims if isinstance(dims, (tuple, list)) else [dims]
@@ -355,7 +355,7 @@ def _along_axis(t: Tracer, op: Op) -> Tensor | None:
     labels = t.labels(op.args[0])
     if labels is None:
         return None
-    axis = _axes(op, op.args[1], labels.dim())[0]
+    axis = _axes(op.args[1], labels.dim())[0]
     if compress(labels)[1][axis]:
         t.book.freeze(labels, f"'{op.name.strip('_')}' over channels {t.where()}")
     return labels
@@ -377,8 +377,8 @@ def _reduce(t: Tracer, op: Op) -> Tensor | None:
     dims = op.arg(at, "dim")
     if isinstance(dims, bool):
         dims = None
-    axes = _axes(op, dims, x.dim())
-    (narrow,), varies = compress(labels)
+    axes = _axes(dims, x.dim())
+    _, varies = compress(labels)
     if any(varies[axis] for axis in axes):
         freeze_everything(t, op, f"'{op.name}' over channels")
         return None
@@ -515,7 +515,8 @@ def _shuffle(t: Tracer, op: Op) -> Tensor | None:
     labels = t.labels(op.args[0])
     if labels is None:
         return None
-    rows = labels.unflatten(1, (int(op.args[1]), -1))
+    groups = int(op.args[1])
+    rows = labels.view(labels.shape[0], groups, -1, *labels.shape[2:])
     t.book.unite(rows, rows[:, :1])
     return rows.transpose(1, 2).flatten(1, 2)
 
@@ -530,7 +531,7 @@ def _select(t: Tracer, op: Op) -> Tensor | None:
     if op.name == "index":
         chosen = [i for i, index in enumerate(op.args[1]) if index is not None]
     elif op.name == "roll":
-        chosen = _axes(op, op.arg(2, "dims", ()), labels.dim())
+        chosen = _axes(op.arg(2, "dims", ()), labels.dim())
     else:
         chosen = [int(op.args[1]) % labels.dim()]
     for axis in chosen:

@@ -68,7 +68,7 @@ class _Calls(TorchFunctionMode):
         try:
             result = func(*args, **kwargs)
             if name in ("__get__", "size", "numel"):
-                return counted_result(name, func, result)
+                return counted_result(name, result)
             check = AFTER.get(name)
             if check is not None and args and isinstance(args[0], Tensor):
                 labels = self.t.labels(args[0])
@@ -79,11 +79,11 @@ class _Calls(TorchFunctionMode):
             self.t.call = outer
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it bare
     """Sees every ATen operator and applies its rule to the labels."""
 
     def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it bare
         self.t = tracer
 
     def __torch_dispatch__(
@@ -156,9 +156,7 @@ class Tracer:
     def _leave_module(self, *_: Any) -> None:
         self._modules.pop()
 
-    def operator(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-    ) -> None:
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Apply the rule of one ATen operator."""
         name = func._schema.name.split("::")[-1]
         mutates = func._schema.is_mutable
@@ -199,7 +197,7 @@ class Tracer:
             if key not in self.activations and key not in self._parameters:
                 nbytes = tensor.untyped_storage().nbytes()
                 self.activations[key] = Activation(nbytes, self._clock, self._clock)
-                self._labels._alive.append(tensor.untyped_storage())
+                self._labels.hold(tensor)
 
     # ------------------------------------------------------------ labels of activations
 
@@ -248,9 +246,7 @@ class Tracer:
         self.book.unite(labels, nodes.view(shape).expand(labels.shape))
         self.book.touch(nodes)
 
-    def count(
-        self, number: Any, labels: Tensor, what: str, *, axis: int = 0
-    ) -> None:
+    def count(self, number: Any, labels: Tensor, what: str, *, axis: int = 0) -> None:
         """``number`` counts the channels ``labels`` along ``axis``: adapt, rewrite, or keep it."""
         path = attribute_of(number)
         if from_shape(number) and int(number) != -1:
@@ -332,7 +328,7 @@ class Tracer:
             line = ids.movedim(axis, 0).reshape(size, -1)[:, 0] - self._first_id[name]
             return list(torch.unravel_index(line, owner.shape))
         start = tensor.storage_offset() - owner.storage_offset()
-        line = start + torch.arange(size) * tensor.stride(axis)
+        line = start + torch.arange(size) * int(tensor.stride(axis))
         return [
             torch.div(line, max(1, owner.stride(d)), rounding_mode="floor") % owner.shape[d]
             for d in range(owner.dim())
