@@ -29,8 +29,12 @@ from mint_deploy.training import Judge, Loss, Objective, ProgressHook, fit, labe
 
 __all__ = ["distillation_loss", "recover", "train_from_scratch"]
 
-#: peak learning rates for a batch of 128; they scale with the batch (Goyal et al. 2017,
-#: arXiv 1706.02677: the same change of the weights per sample seen)
+#: Peak learning rates for a batch of 128; they scale with the batch (Goyal et al. 2017,
+#: arXiv 1706.02677: the same change of the weights per sample seen). Scratch: He et al. 2015.
+#: Recovery, on ResNet-56 with 60 % of its inner channels cut by L1 (76.6 % on 1,500 validation
+#: images, dense 89.0), after 100 steps, one seed, s.e. about 0.6: rate 0.005 85.9, 0.02 85.9,
+#: 0.06 83.4 at distillation weight 0.5; weight 0 84.3, weight 0.9 86.3 (rate 0.01: 86.5) at 0.02;
+#: temperature 2 in place of 4: 85.8. The digits, 75 % cut, 304 steps: 0.01 98.3, 0.02 98.9.
 RECOVERY_RATE = 0.02
 SCRATCH_RATE = 0.1
 
@@ -71,7 +75,7 @@ def recover(
     batch: int = 128,
     weight_decay: float = 5e-4,
     distill: bool = True,
-    weight: float = 0.5,
+    weight: float = 0.9,
     temperature: float = 4.0,
     augment: bool = True,
     loss: Loss | None = None,
@@ -164,10 +168,10 @@ def train_from_scratch(
     data: Splits | Part,
     *,
     validation: Part | None = None,
-    epochs: float = 20.0,
+    epochs: float = 40.0,
     steps: int | None = None,
     lr: float | None = None,
-    batch: int = 128,
+    batch: int = 64,
     weight_decay: float = 5e-4,
     augment: bool = True,
     loss: Loss | None = None,
