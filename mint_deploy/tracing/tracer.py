@@ -326,8 +326,8 @@ class Tracer:
         size = tensor.shape[axis]
         if ids is not None:
             line = ids.movedim(axis, 0).reshape(size, -1)[:, 0] - self._first_id[name]
-            return list(torch.unravel_index(line, owner.shape))
-        start = tensor.storage_offset() - owner.storage_offset()
+            return list(torch.unravel_index(numbers, owner.shape))
+        start = int(tensor.storage_offset()) - int(owner.storage_offset())
         line = start + torch.arange(size) * int(tensor.stride(axis))
         return [
             torch.div(line, max(1, owner.stride(d)), rounding_mode="floor") % owner.shape[d]
