@@ -325,7 +325,7 @@ class Tracer:
         """Return, per dimension of the parameter, the coordinate along one axis of its view."""
         size = tensor.shape[axis]
         if ids is not None:
-            line = ids.movedim(axis, 0).reshape(size, -1)[:, 0] - self._first_id[name]
+            numbers = ids.movedim(axis, 0).reshape(size, -1)[:, 0] - self._first_id[name]
             return list(torch.unravel_index(numbers, owner.shape))
         start = int(tensor.storage_offset()) - int(owner.storage_offset())
         line = start + torch.arange(size) * int(tensor.stride(axis))
