@@ -10,7 +10,11 @@ PACKAGE = Path(__file__).parents[2] / "mint_deploy"
 #: the first part of a module's name -> its layer; a new module must be given a place here
 LAYERS = {
     "base": {"_version", "errors", "artifacts", "files", "plugins", "target"},
-    "device": {"runtimes", "sensors", "machine", "bench", "statistics", "compare"},
+    "device": {
+        "runtimes", "sensors", "machine", "statistics", "doubts", "parity", "trtexec",
+        "bench", "_bench_base", "_bench_child", "_bench_files", "_bench_turns", "_bench_worker",
+        "compare", "device",
+    },
     "report": {"report"},
     "host": {
         "models", "user_code", "data", "intervals", "inference", "evaluate", "batchnorm",
