@@ -21,9 +21,8 @@ from mint_deploy.errors import ConfigError, DataError, ModelError, RuntimeMissin
 from mint_deploy.runtimes import DYNAMIC, Arrays, closed, save_engine
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # typing has it from Python 3.11 on
-
     import torch
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 __all__ = ["PyTorchRunner", "build", "missing", "runner"]
 
