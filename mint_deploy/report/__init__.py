@@ -13,9 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from mint_deploy import files
-from mint_deploy.report.body import collect
 
 __all__ = ["collect", "render"]
+
+
+def collect(run: Path) -> dict[str, Any]:
+    """Return the body of report.json for the run folder ``run``.
+
+    Args:
+        run: the folder; a run that is not finished gives a report whose open sections say so.
+
+    Raises:
+        RunFolderError: no such folder, or nothing of a run is in it.
+    """
+    from mint_deploy.report import body  # the modules of this package import each other from it
+
+    return body.collect(run)
 
 
 def render(run: Path, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

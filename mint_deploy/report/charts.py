@@ -54,8 +54,9 @@ def axis(
     """Return an axis over ``values`` with round ticks; ``zero`` lets it begin there."""
     known = [v for v in values if v is not None and math.isfinite(v)] or [0.0, 1.0]
     low, high = (0.0 if zero else min(known)), max(known)
-    if high <= low:
-        high = low + (abs(low) or 1.0) * 0.1
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * size or size < 1e-200:  # one value: room around it, and no underflow
+        high = low + (0.1 * size if size >= 1e-200 else 1.0)
     rough = (high - low) / 4
     power = math.floor(math.log10(rough))
     round_ = next(s for s in (1, 2, 2.5, 5, 10) if s * 10.0**power >= rough * 0.999)
