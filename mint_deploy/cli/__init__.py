@@ -19,7 +19,7 @@ from mint_deploy._version import __version__
 from mint_deploy.cli import judge, look, measure, work
 from mint_deploy.errors import Interrupted, MintDeployError, PromiseBroken
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
 
 
 class _Commands(TyperGroup):
@@ -58,7 +58,7 @@ def _main(
 
 
 #: name -> function, in the order of the help
-_COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "compress": work.compress,
     "doctor": look.doctor,
     "score": work.score,
@@ -68,7 +68,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": look.inspect,
     "targets": look.targets,
 }
-for name, command in _COMMANDS.items():
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 

@@ -11,18 +11,20 @@ PACKAGE = Path(__file__).parents[2] / "mint_deploy"
 LAYERS = {
     "base": {"_version", "errors", "artifacts", "files", "plugins", "target"},
     "device": {
-        "runtimes", "sensors", "machine", "statistics", "doubts", "parity", "trtexec",
-        "bench", "_bench_base", "_bench_child", "_bench_files", "_bench_turns", "_bench_worker",
-        "compare", "device",
+        "runtimes", "sensors", "machine", "bench", "_bench_base", "_bench_child", "_bench_files",
+        "_bench_turns", "_bench_worker", "statistics", "doubts", "compare", "parity", "manifest",
+        "recipe", "trtexec", "device",
     },
     "report": {"report"},
     "host": {
-        "models", "user_code", "data", "intervals", "inference", "evaluate", "batchnorm",
-        "schedule", "checkpoint", "training", "recover",
-        "tracing", "graph", "moments", "estimators", "criteria", "plan", "surgery", "verify",
-        "repair", "export", "bundle",
+        "user_code", "models", "data", "inference", "inputs", "intervals", "evaluate", "batchnorm",
+        "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
+        "moments", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
+        "onnx_file", "torch_onnx", "export", "traffic", "predict", "bundle",
     },
-    "pipeline": {"runfolder", "settings", "progress", "stages", "pipeline"},
+    "pipeline": {
+        "folders", "runfolder", "settings", "progress", "stages", "job", "steps", "pipeline",
+    },
     "cli": {"cli", "__main__"},
 }  # fmt: skip
 
