@@ -22,6 +22,10 @@ from mint_deploy.tracing.rules import RULES, Op, freeze_everything, pointwise
 
 __all__ = ["Tracer", "mark_attributes", "tensors_of"]
 
+#: these change a tensor's shape and no element: labels lie with the storage, nothing is to be done
+_RESHAPED_IN_PLACE = {
+    "as_strided_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "detach_",
+}  # fmt: skip
 _HERE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -167,7 +171,7 @@ class Tracer:
         relevant = any(x in self._labels or self.is_parameter(x) for x in inputs)
         keys = {LabelStore.key(x) for x in inputs}
         aliases = bool(outs) and not mutates and all(LabelStore.key(x) in keys for x in outs)
-        if not relevant or (aliases and name != "view.dtype"):
+        if not relevant or aliases or name in _RESHAPED_IN_PLACE:
             return
         op = Op(base, func, args, kwargs, out, inputs)
         written = [args[0]] if mutates and args and isinstance(args[0], Tensor) else outs
