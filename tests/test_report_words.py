@@ -141,6 +141,14 @@ def test_a_dot_stands_where_its_value_is():
     assert (line.attributes["x1"], line.attributes["x2"]) == ("20%", "35%")
 
 
+def test_an_axis_of_one_value_at_its_bound_has_room_on_the_other_side():
+    for value in (100.0, 0.0):
+        axis = charts.axis([value, value], bounds=(0.0, 100.0))
+        assert 0.0 <= axis.low < axis.high <= 100.0
+        assert axis.low <= value <= axis.high
+        assert len(axis.ticks) >= 2
+
+
 def test_a_value_below_the_axis_is_an_arrow():
     scale = charts.Axis(low=80, high=100, ticks=(80.0, 100.0))
     picture = svg(charts.interval(scale, 41, 40, 42, title="t"))[0]

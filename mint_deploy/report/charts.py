@@ -57,6 +57,8 @@ def axis(
     size = max(abs(low), abs(high))
     if high - low <= 1e-9 * size or size < 1e-200:  # one value: room around it, and no underflow
         high = low + (0.1 * size if size >= 1e-200 else 1.0)
+        if bounds and high > bounds[1]:  # every class at 100 %: the room is below
+            low, high = low - (high - low), bounds[1]
     rough = (high - low) / 4
     power = math.floor(math.log10(rough))
     round_ = next(s for s in (1, 2, 2.5, 5, 10) if s * 10.0**power >= rough * 0.999)
