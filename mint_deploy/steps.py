@@ -26,6 +26,7 @@ from mint_deploy.job import Job
 from mint_deploy.models import state_digest
 from mint_deploy.moments import read_moments, write_moments
 from mint_deploy.moments import sample as sample_moments
+from mint_deploy.onnx_cost import layer_costs
 from mint_deploy.parity import write_parity
 from mint_deploy.plan import plan as make_plan
 from mint_deploy.predict import predict
@@ -35,7 +36,6 @@ from mint_deploy.repair import repair as refit
 from mint_deploy.report import render
 from mint_deploy.settings import DEMO
 from mint_deploy.target import to_toml
-from mint_deploy.traffic import layer_traffic
 from mint_deploy.verify import prove
 
 if TYPE_CHECKING:
@@ -314,21 +314,17 @@ def export(job: Job) -> None:
         "std": splits.std,
     }
     files.write_json(job.run / "deploy.json", body, kind="Deploy")
-    _predict(job, networks)
+    _predict(job)
     write_bundle(job.run.path, job.target)
 
 
-def _predict(job: Job, networks: dict[str, nn.Module]) -> None:
+def _predict(job: Job) -> None:
     """Predict times for a board that is not here, where its profile has the figures."""
     if job.target.family not in ("jetson", "gpu"):
         return
-    keep = {"dense": {}, "slim": {g.name: g.keep for g in job.plan.groups}}
-    layers = {
-        label: layer_traffic(model, job.graph, keep[label], job.example)
-        for label, model in networks.items()
-    }
+    costs = [layer_costs(job.run / name) for name in ("dense.onnx", "model.onnx")]
     try:
-        body = predict(job.target, **layers)
+        body = predict(job.target, *costs)
     except TargetError as error:
         job.progress.warn(str(error))
         return

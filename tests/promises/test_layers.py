@@ -20,7 +20,8 @@ LAYERS = {
         "user_code", "models", "data", "inference", "inputs", "intervals", "evaluate", "batchnorm",
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
         "moments", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
-        "onnx_file", "torch_onnx", "export", "traffic", "predict", "bundle",
+        "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
+        "sensitivity",
     },
     "pipeline": {
         "folders", "runfolder", "settings", "progress", "stages", "job", "steps", "pipeline",
@@ -68,9 +69,7 @@ def imports(tree: ast.Module, *, everywhere: bool) -> list[tuple[str, int]]:
                 found.extend((alias.name, child.lineno) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, "imports are absolute"
-                found.append((str(child.module), child.lineno))
-                if child.module == "mint_deploy" or str(child.module).startswith("mint_deploy."):
-                    found.extend((f"{child.module}.{a.name}", child.lineno) for a in child.names)
+                found.extend((f"{child.module}.{a.name}", child.lineno) for a in child.names)
             elif everywhere or not waits(child):
                 visit(child)
 
@@ -86,7 +85,7 @@ def waits(node: ast.AST) -> bool:
 
 
 def ours(name: str, known: dict[str, Path]) -> str | None:
-    """``mint_deploy.plan.plan`` -> ``plan``: the module of ours that an imported name is in."""
+    """``mint_deploy.plan.plan`` -> ``plan``: the module of ours that is imported, or has the name."""
     if not name.startswith("mint_deploy."):
         return None
     inner = name.removeprefix("mint_deploy.")
