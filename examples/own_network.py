@@ -4,7 +4,7 @@
     mint-deploy compress examples/own_network.py:make_net --weights shapes/net.safetensors \
         --data npz:shapes/shapes.npz --macs 0.5 --target cpu
     mint-deploy compress examples/own_network.py:make_net --weights shapes/net.safetensors \
-        --data imagefolder:shapes/images --out runs/from-images
+        --data imagefolder:shapes/images --out runs/images
 
 It draws circles, squares and crosses, 16 x 16 pixels in colour, as arrays (with and without labels)
 and as a folder of image files for each class, and trains a small network on them for a few seconds.
