@@ -204,6 +204,7 @@ def _go(
     opened: RunFolder, request: Request, last: Stage, progress: Progress, given: Mapping[str, Any]
 ) -> Result:
     """Do every stage up to ``last`` that is not fresh."""
+    _tell_versions(opened, progress)
     done: list[str] = []
     job: Any = None
     stage = STAGES[0]
@@ -240,6 +241,15 @@ def _go(
         opened.discard()
         raise
     return result_of(opened.path, done=done, warnings=progress.warnings)
+
+
+def _tell_versions(opened: RunFolder, progress: Progress) -> None:
+    began, here = opened.manifest.versions, versions()
+    changed = [f"{n} {began[n]} then, {here.get(n)} now" for n in began if began[n] != here.get(n)]
+    if changed:
+        progress.warn(
+            f"{opened.path} was begun with other versions ({'; '.join(changed)}): results may differ"
+        )
 
 
 def _drop_later(opened: RunFolder, stage: Stage, job: Any) -> None:

@@ -136,6 +136,7 @@ def sample(job: Job) -> None:
         device=job.request.device,
         progress=job.progress.step,
     )
+    job.dense.cpu()
     write_moments(job.run / "moments.npz", moments)
 
 
@@ -226,7 +227,11 @@ def repair(job: Job) -> None:
         slim = refit(slim, read_moments(job.run / "moments.npz"), job.plan)
     if level != "none":
         batchnorm.recalibrate_batchnorm_(
-            slim, job.splits.train, images=NORM_IMAGES, seed=job.request.seed
+            slim,
+            job.splits.train,
+            images=NORM_IMAGES,
+            seed=job.request.seed,
+            device=job.request.device,
         )
     job.keep(slim, "checkpoints/repair.safetensors", "slim.safetensors")
     if level != "none":

@@ -110,6 +110,11 @@ def test_every_command_has_help(command: Command, name: str) -> None:
         (("compress", "resnet57-cifar10"), "did you mean 'resnet56-cifar10'"),
         (("compress", "resnet56-cifar10"), "give --data"),
         (("compress", "nothing.py:make"), "nothing.py"),
+        (
+            ("compress", "net.py:fails", "--data", "npz:data.npz"),
+            "net.py:fails raised RuntimeError: no such luck",
+        ),
+        (("compress", "net.py:Frozen", "--data", "npz:data.npz"), "every layer is frozen"),
         (("plan", "nowhere"), "nowhere is not a run folder: it does not exist"),
         (("targets", "jetsen"), "did you mean 'jetson'"),
         (("inspect", "nothing"), "no such file"),
@@ -131,6 +136,14 @@ def test_bad_input_is_exit_code_2_and_no_traceback(
     assert "Traceback" not in found.err
     assert found.out == ""
     assert sorted(here.iterdir()) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here, so it is no error")
+def test_a_device_that_is_not_here(command: Command, here: Path) -> None:
+    found = command("compress", *SMALL, "--device", "cuda", "--out", "run")
+    assert found.code == 2
+    assert "'cuda' is not here" in found.err
+    assert not (here / "run").exists()
 
 
 def test_our_own_bug_is_exit_code_70_with_its_traceback(

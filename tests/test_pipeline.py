@@ -239,6 +239,28 @@ def test_data_without_labels(here: Path) -> None:
     assert {s["validation"]["measure"] for s in steps} == {"agreement"}
 
 
+def test_a_loss_and_a_metric_of_ones_own(here: Path) -> None:
+    plain = pipeline.run(request(out="plain", distill=False), until="recover")
+    own = pipeline.run(
+        request(loss="net.py:squared", metric="net.py:near", distill=False), until="recover"
+    )
+    assert own.report["accuracy"]["measure"] == "near"
+    assert plain.report["accuracy"]["measure"] == "top1"
+    assert not same_weights(here / "run/slim.safetensors", here / "plain/slim.safetensors")
+    with pytest.raises(md.MintDeployError, match=r"net.py has no 'nearly'"):
+        pipeline.run(request(out="other", metric="net.py:nearly"))
+    with pytest.raises(md.MintDeployError, match="expected a function"):
+        pipeline.run(request(out="other", metric="net.py:NUMBER"))
+
+
+def test_other_versions_are_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.run(request(), until="score")
+    now = pipeline.versions()
+    monkeypatch.setattr(pipeline, "versions", lambda: {**now, "torch": "9.9"})
+    result = pipeline.advance("run", "plan")
+    assert any(f"torch {now['torch']} then, 9.9 now" in text for text in result.warnings)
+
+
 # ---------------------------------------------------------------- promises and refusals
 
 

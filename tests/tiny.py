@@ -15,6 +15,8 @@ def make():
         nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
 
+NUMBER = 7
+
 class Frozen(nn.Module):
     def __init__(self):
         super().__init__()
@@ -27,6 +29,12 @@ def fails():
 
 def a_number():
     return 7
+
+def squared(logits, y):
+    return ((logits.softmax(1) - nn.functional.one_hot(y, 3)) ** 2).sum(1).mean()
+
+def near(logits, y):
+    return ((logits.argmax(1) - y).abs() <= 1).float()
 
 def nan():
     net = make()
