@@ -291,20 +291,26 @@ class _Ladder:
                 high = middle
             else:
                 low = middle
-        widths = self.uniform(high)
+        return self._given_back(self.uniform(high), cost, limit)
+
+    def _given_back(self, widths: Widths, cost: CostOf, limit: float) -> Widths:
+        """Widen again what is regretted most for what it costs, while the budget allows.
+
+        The last steps down overshoot where steps are coarse; nothing of the budget is left unused.
+        """
         while True:
-            offers = []
+            now, offers = cost(widths), []
             for name, rungs in self.rungs.items():
                 at = rungs.index(widths[name])
                 if at:
-                    wider = {**widths, name: rungs[at - 1]}
-                    if cost(wider) <= limit:
+                    price = cost({**widths, name: rungs[at - 1]}) - now
+                    if now + price <= limit:
                         gain = self._loss(name, rungs[at - 1], rungs[at])
-                        offers.append((gain / (rungs[at - 1] - rungs[at]), name, rungs[at - 1]))
+                        offers.append((gain / max(price, 1e-12), name, rungs[at - 1]))
             if not offers:
                 return widths
             _, name, width = max(offers)
-            widths[name] = width
+            widths = {**widths, name: width}
 
     def greedy(self, cost: CostOf, limit: float) -> Widths:
         """Always the step down that loses least per unit of cost saved (a lazy heap)."""
@@ -336,7 +342,7 @@ class _Ladder:
             now = cost(widths)
             if rungs.index(width) + 1 < len(rungs):
                 offer(name)
-        return widths
+        return self._given_back(widths, cost, limit)
 
     def _loss(self, name: str, wide: int, narrow: int) -> float:
         """What is lost between two widths: the losses at elimination of the units in between."""
