@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import tiny
+import torch
 
 import mint_deploy
 from mint_deploy import cli, pipeline, steps
