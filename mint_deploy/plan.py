@@ -291,12 +291,14 @@ class _Ladder:
                 high = middle
             else:
                 low = middle
-        return self._given_back(self.uniform(high), cost, limit)
+        return self._given_back(self.uniform(high), cost, limit, evenly=True)
 
-    def _given_back(self, widths: Widths, cost: CostOf, limit: float) -> Widths:
-        """Widen again what is regretted most for what it costs, while the budget allows.
+    def _given_back(
+        self, widths: Widths, cost: CostOf, limit: float, *, evenly: bool = False
+    ) -> Widths:
+        """Widen again while the budget allows: coarse steps overshoot, and nothing is left unused.
 
-        The last steps down overshoot where steps are coarse; nothing of the budget is left unused.
+        First comes what is regretted most for what it costs; ``evenly``: what has the least share left.
         """
         while True:
             now, offers = cost(widths), []
@@ -306,10 +308,11 @@ class _Ladder:
                     price = cost({**widths, name: rungs[at - 1]}) - now
                     if now + price <= limit:
                         gain = self._loss(name, rungs[at - 1], rungs[at])
-                        offers.append((gain / max(price, 1e-12), name, rungs[at - 1]))
+                        worth = -widths[name] / rungs[0] if evenly else gain / max(price, 1e-12)
+                        offers.append((worth, gain, name, rungs[at - 1]))
             if not offers:
                 return widths
-            _, name, width = max(offers)
+            _, _, name, width = max(offers)
             widths = {**widths, name: width}
 
     def greedy(self, cost: CostOf, limit: float) -> Widths:

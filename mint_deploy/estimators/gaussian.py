@@ -148,7 +148,7 @@ class _State:
             self.felt = reader.sensitivity.astype(np.float64)
         else:
             highest = float(reader.variance.max(initial=0.0))
-            alive = reader.variance > 1e-12 * highest
+            alive = reader.variance > 1e-24 * highest
             safe = np.where(alive, reader.variance, 1.0)
             share = 1.0 if np.isinf(noise) else noise
             self.felt = np.where(alive, 1.0 / (share * safe), 0.0)
