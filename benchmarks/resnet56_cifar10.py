@@ -6,9 +6,9 @@
 
 Criteria share the surgery, the repair and the images; random is the control, and *dense + the same
 recovery* the control of recovery. *mint's widths*: mint says how wide every group is, the criterion which
-units stay, so that the choice of units is compared alone. Choices (allocation, floor) were made on the validation split; the test
-images are for the figures after one epoch alone. Every finished cell is written at once, so a stopped
-run goes on where it was: `benchmarks/results/resnet56_cifar10.json`.
+units stay, so that the choice of units is compared alone. Choices (allocation, floor) were made on the
+validation split; the test images are for the figures after one epoch alone. Every finished cell is written at
+once, so a stopped run goes on where it was: `benchmarks/results/resnet56_cifar10.json`.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def test_activations_that_are_not_numbers_name_the_layer() -> None:
     graph = trace(model.eval(), x[:2])
     with torch.no_grad():
         model.first.bias[1] = float("nan")
-    with pytest.raises(DataError, match="the input of 'second.weight' holds NaN"):
+    with pytest.raises(DataError, match=r"the input of 'second\.weight' holds NaN"):
         md.sample(model, graph, x, images=20)
 
 
