@@ -44,10 +44,10 @@ class Job:
     ) -> None:
         self.run, self.request, self.progress, self.given = run, request, progress, given
         self._dense_outcomes: dict[str, Outcome] = {}
-        threads = request.workers or self.facts.get("threads")
-        if (
-            threads
-        ):  # what was begun with so many threads goes on with as many: the same last digits
+        # A run goes on with as many threads as it began with: sums have the same last digits. The
+        # demo's network is too small for two: they wait for each other more than they compute.
+        threads = request.workers or self.facts.get("threads") or (1 if request.demo else None)
+        if threads:
             torch.set_num_threads(int(threads))
         usable_device(request.device)
 
