@@ -65,8 +65,8 @@ class Job:
 
     @cached_property
     def target(self) -> Target:
-        """The device that the network is prepared for."""
-        return load_target(self.request.target, power_mode=self.request.power_mode)
+        """The device that the network is prepared for, as the run began with it."""
+        return load_target(self.run / "target.toml")
 
     @cached_property
     def source(self) -> LoadedModel:

@@ -148,7 +148,8 @@ def run(
                 f"{folder} holds a run of these settings that stopped before '{_next(opened)}'; "
                 "--resume takes it up, --force begins anew"
             )
-        return _go(opened, request, last, progress or Progress(), given or {})
+        again = "the same command with --resume"
+        return _go(opened, request, last, progress or Progress(), given or {}, again)
 
 
 def outlook(request: Request, *, until: str | None = None) -> Outlook:
@@ -193,7 +194,7 @@ def advance(
             opened.drop((last.name,), ())
         if last.repeat and STAGES[-1].name in had:
             last = STAGES[-1]  # a report that was written tells the new figures too
-        return _go(opened, request, last, progress or Progress(), {})
+        return _go(opened, request, last, progress or Progress(), {}, "the same command")
 
 
 def _given(opened: RunFolder) -> dict[str, Any]:
@@ -201,7 +202,12 @@ def _given(opened: RunFolder) -> dict[str, Any]:
 
 
 def _go(
-    opened: RunFolder, request: Request, last: Stage, progress: Progress, given: Mapping[str, Any]
+    opened: RunFolder,
+    request: Request,
+    last: Stage,
+    progress: Progress,
+    given: Mapping[str, Any],
+    again: str,
 ) -> Result:
     """Do every stage up to ``last`` that is not fresh."""
     _tell_versions(opened, progress)
@@ -235,7 +241,7 @@ def _go(
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(
             f"stopped in stage '{stage.name}'; what is finished is kept in {opened.path}; "
-            "the same command with --resume takes it up"
+            f"{again} takes it up"
         ) from None
     except MintDeployError:
         opened.discard()

@@ -55,6 +55,8 @@ FILES = (
     "parity.npz",
     "deploy.json",
     "engine.json",
+    "engine.plan",
+    "timing.cache",
     "measurements.jsonl",
     "comparison.json",
     "predicted.json",

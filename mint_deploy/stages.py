@@ -105,13 +105,13 @@ STAGES = (
     Stage(
         name="build",
         title="make an engine for this machine",
-        reads=("model.onnx",),
-        writes=("engine.json",),
+        reads=("model.onnx", "target.toml"),
+        writes=("engine.json", "engine.plan"),
     ),
     Stage(
         name="bench",
         title="measure dense and slim side by side",
-        reads=("dense.onnx", "model.onnx", "engine.json"),
+        reads=("dense.onnx", "model.onnx"),
         writes=("measurements.jsonl", "comparison.json"),
         repeat=True,
     ),

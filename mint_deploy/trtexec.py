@@ -18,11 +18,11 @@ from mint_deploy import files
 from mint_deploy.artifacts import Engine
 from mint_deploy.errors import ConfigError, MintDeployError, ModelError, RuntimeMissing
 
-__all__ = ["arguments", "build", "find", "parse_version"]
+__all__ = ["MEND", "arguments", "build", "find", "parse_version"]
 
 #: where JetPack puts it, off PATH
 _JETPACK = Path("/usr/src/tensorrt/bin/trtexec")
-_MEND = "sudo apt-get install libnvinfer-bin (on a Jetson: nvidia-jetpack)"
+MEND = "sudo apt-get install libnvinfer-bin (on a Jetson: nvidia-jetpack)"
 
 
 def find(path: str | None = None) -> str | None:
@@ -90,7 +90,7 @@ def build(
     environment = {**os.environ} if environment is None else dict(environment)
     program = find(environment.get("PATH")) or find()
     if program is None:
-        raise RuntimeMissing("tensorrt", "trtexec is neither on PATH nor part of JetPack", _MEND)
+        raise RuntimeMissing("tensorrt", "trtexec is neither on PATH nor part of JetPack", MEND)
     source, folder = Path(model), Path(out)
     if not source.is_file():
         raise ModelError(f"no such file: {source}; expected an ONNX model")
@@ -99,7 +99,7 @@ def build(
     if version is None:
         raise MintDeployError(
             f"{program} does not say which TensorRT it belongs to; expected a line with "
-            f"'[TensorRT v...]'; install it anew: {_MEND}"
+            f"'[TensorRT v...]'; install it anew: {MEND}"
         )
     plan = folder / "engine.plan"
     with files.atomic(plan) as part:

@@ -324,7 +324,7 @@ def test_targets(command: Command) -> None:
 
 def test_doctor_lists_what_is_here(command: Command) -> None:
     found = command("doctor")
-    for word in ("onnxruntime", "mint", "resnet56-cifar10", "jetson"):
+    for word in ("onnxruntime", "mint", "resnet56-cifar10", "jetson", "trtexec"):
         assert word in found.out
     body = json.loads(command("doctor", "--json").out)
     assert body["runtimes"]["onnxruntime"]["missing"] is None

@@ -69,7 +69,7 @@ def _graph_body(graph: Graph) -> dict[str, Any]:
 
 
 def _installation(*, as_json: bool) -> None:
-    from mint_deploy import pipeline, plugins, target
+    from mint_deploy import pipeline, plugins, target, trtexec
     from mint_deploy.models import zoo_names
 
     runtimes = {}
@@ -77,6 +77,9 @@ def _installation(*, as_json: bool) -> None:
         plugin = plugins.load("runtime", name)
         why = plugin.missing()
         runtimes[name] = {"missing": why, "mend": getattr(plugin, "MEND", None) if why else None}
+    program = trtexec.find()
+    missing = None if program else "the program trtexec is not here; only boards need it"
+    runtimes["tensorrt"] = {"missing": missing, "mend": None if program else trtexec.MEND}
     found: dict[str, Any] = {
         "versions": pipeline.versions(),
         "cuda": _cuda(),

@@ -31,7 +31,7 @@ from mint_deploy.runtimes import DYNAMIC, Arrays, closed, option, save_engine
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
-__all__ = ["OnnxRuntimeRunner", "build", "missing", "runner"]
+__all__ = ["MEND", "OnnxRuntimeRunner", "build", "missing", "runner"]
 
 #: our names for the levels of graph optimisation
 GRAPH_LEVELS = {
@@ -54,7 +54,7 @@ _DTYPES = {
     "uint64": "uint64",
     "bool": "bool",
 }
-_MEND = "pip install onnxruntime"
+MEND = "pip install onnxruntime"
 
 
 def missing() -> str | None:
@@ -69,7 +69,7 @@ def _library() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeMissing("onnxruntime", str(error), _MEND) from error
+        raise RuntimeMissing("onnxruntime", str(error), MEND) from error
     return onnxruntime
 
 
@@ -124,7 +124,7 @@ def runner(
         raise RuntimeMissing(
             "onnxruntime",
             f"it has no provider {provider!r} (it has: {', '.join(available)})",
-            "pip install onnxruntime-gpu" if "CUDA" in provider else _MEND,
+            "pip install onnxruntime-gpu" if "CUDA" in provider else MEND,
         )
     if not Path(engine.path).is_file():
         raise ModelError(f"no such file: {engine.path}; expected an ONNX model")

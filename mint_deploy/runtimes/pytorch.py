@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
-__all__ = ["PyTorchRunner", "build", "missing", "runner"]
+__all__ = ["MEND", "PyTorchRunner", "build", "missing", "runner"]
 
-_MEND = "pip install torch"
+MEND = "pip install torch"
 
 
 def missing() -> str | None:
@@ -40,7 +40,7 @@ def _library() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise RuntimeMissing("pytorch", str(error), _MEND) from error
+        raise RuntimeMissing("pytorch", str(error), MEND) from error
     return torch
 
 
