@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from mint_deploy.verify import Proof
 
 #: how long the demo trains; its network is small and its images are few
-DEMO_EPOCHS = 40.0
+DEMO_EPOCHS = 15.0
 #: recovery that is not told how long to last takes one epoch, and at least so many steps
-LEAST_STEPS, BATCH = 300, 128
+LEAST_STEPS, BATCH = 150, 128
 #: images for BatchNorm statistics, and for the parity between ONNX and PyTorch
 NORM_IMAGES, PARITY_IMAGES = 2000, 16
 #: the longest that the comparison of dense and slim may take; small networks need a tenth of it

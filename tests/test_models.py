@@ -19,7 +19,7 @@ from mint_deploy.errors import ModelError, UnknownName
 from mint_deploy.models import cifar_resnet, load_model, state_digest, zoo_names
 
 PARAMETERS = {
-    "resnet8-digits": 75_002,
+    "resnet8-digits": 297_450,
     "resnet20-cifar10": 269_722,
     "resnet56-cifar10": 853_018,
     "resnet50": 25_557_032,
