@@ -76,7 +76,8 @@ def result(found: Result, *, as_json: bool, stage: str | None = None) -> None:
     if promise.get("max_accuracy_drop") is not None and found.kept is None:
         print("warning: the promise is neither kept nor broken on this data", file=sys.stderr)
     if body["doubts"]:
-        print(f"\n  {len(body['doubts'])} doubts are listed in the report")
+        count = len(body["doubts"])
+        print(f"\n  {count} doubt{'s are' if count > 1 else ' is'} listed in the report")
     print(f"\nin {found.run}: {', '.join(_files(body['run']['files']))}")
     for step in body["next"]:
         print(f"next: {step['text']}" + (f"\n      {step['command']}" if step["command"] else ""))
