@@ -156,13 +156,13 @@ def test_a_users_file_extends_a_shipped_target(tmp_path):
 
 
 def test_a_users_file_extends_a_neighbour_and_changes_one_figure_of_a_mode(tmp_path):
-    write(tmp_path, 'extends = "jetson"\nthreads = 2\n', "base.toml")
+    write(tmp_path, 'extends = "jetson"\nname = "base"\nthreads = 2\n', "base.toml")
     path = write(
         tmp_path,
         'extends = "base.toml"\npower_mode = "7W"\n[power_modes.7W]\ngpu_mhz = 420\n',
     )
     mine = load_target(path)
-    assert (mine.threads, mine.gpu_mhz, mine.cuda_cores) == (2, 420, 512)
+    assert (mine.name, mine.threads, mine.gpu_mhz, mine.cuda_cores) == ("mine", 2, 420, 512)
 
 
 @pytest.mark.parametrize(
