@@ -149,7 +149,10 @@ def test_every_module_is_python_3_10(path: Path) -> None:
 
 
 #: file -> why it may be longer than 400 lines
-LONG: dict[str, str] = {}
+LONG = {
+    "mint_deploy/tracing/rules.py": "a rule for each kind of operator, in one table by name",
+    "mint_deploy/tracing/tracer.py": "one dispatch mode, whose methods share its state",
+}
 
 
 def test_no_file_is_too_long() -> None:
@@ -160,4 +163,4 @@ def test_no_file_is_too_long() -> None:
         for path in (root / folder).rglob("*.py")
     }
     assert {name: n for name, n in sizes.items() if n > 400 and name not in LONG} == {}
-    assert [name for name in LONG if sizes.get(name, 0) <= 400] == []
+    assert [name for name in LONG if sizes.get(name, 0) <= 400] == [], "no longer too long"
