@@ -250,7 +250,7 @@ def main() -> int:
         run.scratch.mkdir(exist_ok=True)
         if chosen.epoch:
             reference = run.control()
-            for budget in BUDGETS:
+            for budget in sorted(BUDGETS):
                 for method in AFTER_EPOCH:
                     run.epoch_cell(method, budget, reference)
         else:
