@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mint_deploy.artifacts import PlanGroup, PruningPlan
-from mint_deploy.inputs import Call, call, outputs_of
+from mint_deploy.errors import MintDeployError, TraceError
+from mint_deploy.inputs import Call, call, outputs_of, random_like
 from mint_deploy.tracing.tracer import tensors_of
 
-__all__ = ["masked", "permuted", "prepared", "redrawn", "relative_error", "run", "sabotaged"]
+__all__ = [
+    "baseline",
+    "masked",
+    "permuted",
+    "prepared",
+    "redrawn",
+    "relative_error",
+    "run",
+    "sabotaged",
+]
 
 
 def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -24,11 +36,63 @@ def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
 
 
+class _OneType(TorchFunctionMode):
+    """Casts written in the code (``x.float()``) lead to ``dtype``, so that no step rounds coarser."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("float", "half", "bfloat16", "double") and args:
+            return args[0].to(self.dtype)
+
+        def same(value: Any) -> Any:
+            is_float = isinstance(value, torch.dtype) and value.is_floating_point
+            return self.dtype if is_float else value
+
+        named = {name: same(value) for name, value in (kwargs or {}).items()}
+        return func(*map(same, args), **named)
+
+
 def run(model: nn.Module, inputs: Call) -> list[Tensor]:
-    """Return the floating outputs of a model, random state untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return outputs_of(call(model, inputs))
+    """Return the floating outputs of a model, all of it in its own dtype, random state untouched."""
+    default = torch.get_default_dtype()
+    floating = (t.dtype for t in tensors_of(model).values() if t.is_floating_point())
+    dtype = next(floating, default)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(devices=[]), _OneType(dtype):
+            torch.manual_seed(0)
+            return outputs_of(call(model, inputs))
+    finally:
+        torch.set_default_dtype(default)
+
+
+def baseline(model: nn.Module, inputs: Call) -> list[Tensor]:
+    """Return the outputs of the uncut network.
+
+    Raises:
+        TraceError: it raises in this dtype, or returns NaN.
+    """
+    try:
+        outputs = run(model, inputs)
+    except MintDeployError:
+        raise
+    except Exception as error:
+        dtype = next(iter(tensors_of(model).values())).dtype
+        raise TraceError(
+            f"cuts are checked in {str(dtype).removeprefix('torch.')}, where the uncut model raises "
+            f"{type(error).__name__}: {error}; let it follow the dtype of its inputs and weights"
+        ) from error
+    if any(bool(x.isnan().any()) for x in outputs):
+        raise TraceError(
+            "the uncut model returns NaN on the example inputs, so no cut of it can be checked; look "
+            "for NaN among its weights, or give other inputs"
+        )
+    return outputs
 
 
 def relative_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
@@ -37,26 +101,49 @@ def relative_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float
     for a, b in zip(found, expected, strict=True):
         if a.shape != b.shape:
             return float("inf")
-        if not a.numel():
+        differs = a != b  # infinities (masked scores) are equal to themselves
+        if not bool(differs.any()):
             continue
-        error = float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30)
+        scale = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0
+        error = float((a - b)[differs].abs().max()) / max(scale, 1e-30)
         if not error < float("inf"):
             return float("inf")
         worst = max(worst, error)
     return worst
 
 
-def redrawn(model: nn.Module, plan: PruningPlan, seed: int) -> nn.Module:
-    """Return a copy whose values are redrawn, so that no small scale hides a wrong cut.
+def redrawn(
+    model: nn.Module, plan: PruningPlan, inputs: Call, seed: int, *, alive: bool = False
+) -> tuple[nn.Module, Call, list[Tensor]]:
+    """Return a copy whose values are redrawn, inputs of noise, and the outputs.
+
+    So no small scale hides a wrong cut. ``alive`` shifts all units upwards: few of them are silent behind
+    a ReLU then, but deep networks attenuate more. Where the output is not a number (a logarithm, say),
+    the given inputs take the noise's place, then only the tensors that the plan cuts are redrawn, then none.
+    """
+    noise = random_like(inputs, seed)
+    for everything in (True, False):
+        made = _redrawn(model, plan, seed, everything=everything, alive=alive)
+        for given in (noise, inputs):
+            outputs = run(made, given)
+            if all(bool(x.isfinite().any()) and not bool(x.isnan().any()) for x in outputs):
+                return made, given, outputs
+    return copy.deepcopy(model), inputs, run(model, inputs)
+
+
+def _redrawn(
+    model: nn.Module, plan: PruningPlan, seed: int, *, everything: bool, alive: bool
+) -> nn.Module:
+    """Redraw every parameter, or only the tensors of which the plan owns slices.
 
     Weights are normal with the variance of He et al. 2015, scales and variances uniform in
-    (0.5, 1.5), shifts and running means normal with deviation 0.5. Buffers change where a group owns
-    slices of them (others, such as position tables, keep their values).
+    (0.5, 1.5), shifts and running means normal with deviation 0.5. Buffers change where a
+    group owns slices of them (others, such as position tables, keep their values).
     """
     made = copy.deepcopy(model)
     random = torch.Generator().manual_seed(seed)
     owned = {m.tensor for g in plan.groups for m in g.members}
-    trained = {id(p) for p in made.parameters()}
+    trained = {id(p) for p in made.parameters()} if everything else set()
     with torch.no_grad():
         for name, tensor in tensors_of(made).items():
             if not tensor.is_floating_point() or (id(tensor) not in trained and name not in owned):
@@ -65,6 +152,8 @@ def redrawn(model: nn.Module, plan: PruningPlan, seed: int) -> nn.Module:
             noise = torch.empty_like(tensor, dtype=torch.float32)
             if "bias" in last or last == "running_mean":
                 noise.normal_(generator=random).mul_(0.5)
+                if alive:
+                    noise.abs_().mul_(-1 if last == "running_mean" else 1)
             elif tensor.dim() > 1 and min(tensor.shape[:2]) > 0 and tensor[0].numel() > 1:
                 fan_in = max(1, tensor[0].numel())
                 noise.normal_(generator=random).mul_((2.0 / fan_in) ** 0.5)
@@ -112,7 +201,7 @@ def sabotaged(slim: nn.Module, plan: PruningPlan, group: PlanGroup, seed: int) -
     """Return a copy of the slim network that is wrong in one place.
 
     Two kept units of ``group`` change places in one of its tensors, and only there. With one unit left its
-    slice is negated instead.
+    slice is doubled instead.
     """
     made = copy.deepcopy(slim)
     tensors = tensors_of(made)
@@ -134,5 +223,5 @@ def sabotaged(slim: nn.Module, plan: PruningPlan, group: PlanGroup, seed: int) -
             tensor.index_copy_(member.dim, both, tensor.index_select(member.dim, swapped).clone())
         else:
             place = torch.from_numpy(new_place[member.index[group.keep[0]]])
-            tensor.index_copy_(member.dim, place, -tensor.index_select(member.dim, place))
+            tensor.index_copy_(member.dim, place, 2 * tensor.index_select(member.dim, place))
     return made

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from mint_deploy.artifacts import Constant, Cost, Ints, Member, TensorSpec
 from mint_deploy.errors import MintDeployError, TraceError
@@ -25,6 +26,12 @@ from mint_deploy.tracing.ledger import Layer
 from mint_deploy.tracing.tracer import Tracer, mark_attributes, tensors_of
 
 __all__ = ["Graph", "Group", "Layer", "LiveBytes", "find_groups"]
+
+_HERE = Path(__file__).parent
+_NOT_THE_USERS = tuple(
+    str(p)
+    for p in (Path(torch.__file__).parent, _HERE / "tracing", _HERE / "inputs.py", Path(__file__))
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +187,7 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
     Raises:
         TraceError: the model cannot be copied or run on these inputs, or returns no tensor.
     """
+    inputs = tree_map_only(torch.Tensor, lambda x: x.to("cpu"), inputs)
     plain = _copied(model)
     _run_plain(plain, inputs)
     try:
@@ -188,7 +196,15 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
         raise
     except Exception:  # noqa: BLE001  # whatever the user's code raises on marked numbers
         # Code that inspects the exact type of its whole numbers: trace without their origins.
-        graph = _traced(_copied(model), inputs, marked=False)
+        try:
+            graph = _traced(_copied(model), inputs, marked=False)
+        except MintDeployError:
+            raise
+        except Exception as error:
+            raise TraceError(
+                f"the model runs, but raises {type(error).__name__} while it is watched: {error} "
+                f"({_line_of(error)})"
+            ) from error
     return dataclasses.replace(graph, tensors=tensors_of(model))
 
 
@@ -205,7 +221,7 @@ def _copied(model: nn.Module) -> nn.Module:
             raise TraceError(f"'{name}' is a meta tensor; load real weights first")
         if tensor.is_quantized:
             raise TraceError(f"'{name}' is quantised; cut the float model, then quantise")
-    return made.eval()
+    return made.to("cpu").eval()
 
 
 def _run_plain(model: nn.Module, inputs: Call) -> None:
@@ -216,12 +232,18 @@ def _run_plain(model: nn.Module, inputs: Call) -> None:
     except MintDeployError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
         shapes = ", ".join(f"{list(s.shape)} {s.dtype}" for s in specs_of(inputs))
         raise TraceError(
             f"the model raises {type(error).__name__} on inputs {shapes}: {error} "
-            f"({Path(last.filename).name}:{last.lineno}); give example inputs that it accepts"
+            f"({_line_of(error)}); give example inputs that it accepts"
         ) from error
+
+
+def _line_of(error: Exception) -> str:
+    """Return the last line of the user's code that was running."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
 
 
 def _traced(model: nn.Module, inputs: Call, *, marked: bool) -> Graph:
@@ -231,12 +253,12 @@ def _traced(model: nn.Module, inputs: Call, *, marked: bool) -> Graph:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=[]):
-            tracer = Tracer(model)
+            tracer = Tracer(model, marked=marked)
             tracer.run(model, *inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    specs = specs_of(inputs)
-    batch = specs[0].shape[0] if specs and specs[0].shape else 1
+    sizes = [x.shape for x in tree_flatten(inputs)[0] if isinstance(x, torch.Tensor)]
+    batch = sizes[0][0] if sizes[0] else 1
     found = assemble(tracer)
     return Graph(
         groups={g.name: _as_group(g) for g in found.groups},
@@ -258,7 +280,7 @@ def _traced(model: nn.Module, inputs: Call, *, marked: bool) -> Graph:
             for a in tracer.activations.values()
         ),
         tensors={},
-        inputs=specs,
+        inputs=specs_of(inputs),
         batch=max(1, batch),
         notes=tuple(dict.fromkeys(tracer.book.notes)),
     )

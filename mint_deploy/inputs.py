@@ -43,9 +43,9 @@ def as_call(example_inputs: Any) -> Call:
 
 
 def cast(inputs: Call, dtype: torch.dtype) -> Call:
-    """Return the inputs with floating tensors in ``dtype`` (copies)."""
+    """Return the inputs on the CPU with floating tensors in ``dtype``, where the gate runs."""
     changed: Call = tree_map_only(
-        Tensor, lambda x: x.to(dtype) if x.is_floating_point() else x.clone(), inputs
+        Tensor, lambda x: x.to("cpu", dtype if x.is_floating_point() else x.dtype), inputs
     )
     return changed
 
@@ -74,16 +74,21 @@ def call(model: nn.Module, inputs: Call) -> Any:
 def outputs_of(result: Any) -> list[Tensor]:
     """Return the floating tensors of a model's result, in a fixed order.
 
+    Complex ones come as pairs of real numbers.
+
     Raises:
         TraceError: there is none.
     """
     tensors = [x for x in tree_flatten(result)[0] if isinstance(x, Tensor)]
-    if not tensors:
+    found = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+    found = [x for x in found if x.is_floating_point()]
+    if not found:
+        what = ", ".join(str(x.dtype) for x in tensors) or type(result).__name__
         raise TraceError(
-            f"the model returns no tensor (found {type(result).__name__}); "
-            "return tensors, or a tuple, list or dict of them"
+            f"the model returns no floating tensor (found {what}), so no cut of it could be checked; "
+            "return tensors (scores rather than their argmax), or a tuple, list or dict of them"
         )
-    return [x for x in tensors if x.is_floating_point()]
+    return found
 
 
 def specs_of(inputs: Call) -> tuple[TensorSpec, ...]:

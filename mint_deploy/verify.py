@@ -26,8 +26,9 @@ import torch
 from torch import nn
 
 from mint_deploy.artifacts import PruningPlan
-from mint_deploy.errors import MintDeployError, SurgeryError
+from mint_deploy.errors import MintDeployError, PlanError, SurgeryError, TraceError
 from mint_deploy.gate import (
+    baseline,
     masked,
     permuted,
     prepared,
@@ -36,7 +37,7 @@ from mint_deploy.gate import (
     run,
     sabotaged,
 )
-from mint_deploy.inputs import Call, as_call, cast, random_like
+from mint_deploy.inputs import Call, as_call, cast
 from mint_deploy.surgery import cut
 
 __all__ = ["POWER", "TOLERANCE", "GroupProof", "Proof", "culprits", "keep_only", "prove", "verify"]
@@ -46,6 +47,8 @@ POWER = 100.0
 SABOTAGED_GROUPS = 32
 #: swapped units can both be silent on the inputs at hand: other pairs and tensors are tried then
 SABOTAGE_TRIES = 4
+#: ... and then other values
+REDRAWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +116,22 @@ def verify(
     inputs = cast(as_call(example_inputs), torch.float64)
     dense = prepared(model, torch.float64)
     own = prepared(slim, torch.float64)
-    base = run(dense, inputs)
+    base = baseline(dense, inputs)
     permutation = relative_error(run(permuted(dense, plan, seed), inputs), base)
     restriction = relative_error(run(own, inputs), run(masked(dense, plan), inputs))
-    drawn = redrawn(dense, plan, seed)
-    drawn_slim = cut(drawn, plan)
-    noise = random_like(inputs, seed)
-    permutation_drawn = relative_error(run(permuted(drawn, plan, seed), noise), run(drawn, noise))
-    reference = run(masked(drawn, plan), noise)
-    restriction_drawn = relative_error(run(drawn_slim, noise), reference)
-    powers = _powers(drawn_slim, plan, noise, seed, sample, POWER * tolerance)
+    permutation_drawn = restriction_drawn = 0.0
+    powers = dict.fromkeys(_sampled(plan, sample, seed), 0.0)
+    for attempt in range(REDRAWS):
+        drawn, noise, base = redrawn(dense, plan, inputs, seed + attempt, alive=attempt > 0)
+        moved = relative_error(run(permuted(drawn, plan, seed + attempt), noise), base)
+        permutation_drawn = max(permutation_drawn, moved)
+        drawn_slim = cut(drawn, plan)
+        base = run(drawn_slim, noise)
+        off = relative_error(base, run(masked(drawn, plan), noise))
+        restriction_drawn = max(restriction_drawn, off)
+        _measure_power(powers, drawn_slim, plan, noise, base, POWER * tolerance, seed)
+        if all(power >= POWER * tolerance for power in powers.values()):
+            break
     proof = Proof(
         permutation=permutation,
         restriction=restriction,
@@ -148,34 +157,50 @@ def verify(
             f"{tolerance:.3g} was expected; nothing was kept of it (trace again with representative "
             "inputs, or ignore the layers concerned)"
         )
-    blind = [name for name, power in powers.items() if power < POWER * tolerance]
+    blind = {name: power for name, power in powers.items() if power < POWER * tolerance}
     if blind:
-        raise SurgeryError(
-            f"no power: a cut sabotaged in group '{blind[0]}' changes the output by only "
-            f"{powers[blind[0]]:.3g}; nothing can be proven about it"
-        )
+        raise _NoPowerError(blind)
     return proof
 
 
-def _powers(
-    slim: nn.Module, plan: PruningPlan, inputs: Call, seed: int, sample: int, enough: float
-) -> dict[str, float]:
-    """Return, for a seeded sample of the groups that are cut, how far a sabotaged cut is off."""
-    touched = [g for g in plan.groups if g.removed]
-    random = np.random.default_rng(seed)
-    if len(touched) > sample:
-        touched = [touched[i] for i in sorted(random.choice(len(touched), sample, replace=False))]
-    base = run(slim, inputs)
-    powers = {}
-    for group in touched:
-        powers[group.name] = 0.0
+class _NoPowerError(SurgeryError):
+    """Sabotaged cuts of these groups (name -> change of the output) cannot be told from right ones."""
+
+    def __init__(self, blind: Mapping[str, float]) -> None:
+        self.groups = {
+            name: f"no power: a sabotaged cut of it changes the output by only {power:.3g}"
+            for name, power in blind.items()
+        }
+        named = "; ".join(f"'{n}': {why}" for n, why in list(self.groups.items())[:3])
+        super().__init__(f"{named}; nothing can be proven about it, so leave it whole (ignore)")
+
+
+def _sampled(plan: PruningPlan, sample: int, seed: int) -> list[str]:
+    """Return a seeded sample of the groups that are cut, in order."""
+    touched = [g.name for g in plan.groups if g.removed]
+    if len(touched) <= sample:
+        return touched
+    chosen = np.random.default_rng(seed).choice(len(touched), sample, replace=False)
+    return [touched[i] for i in sorted(chosen)]
+
+
+def _measure_power(
+    powers: dict[str, float],
+    slim: nn.Module,
+    plan: PruningPlan,
+    inputs: Call,
+    base: list[torch.Tensor],
+    enough: float,
+    seed: int,
+) -> None:
+    """Note in ``powers`` how far sabotaged cuts are off, for the groups where that is not enough yet."""
+    groups = {g.name: g for g in plan.groups}
+    for name in [n for n, power in powers.items() if power < enough]:
         for attempt in range(SABOTAGE_TRIES):
-            wrong = sabotaged(slim, plan, group, seed + attempt)
-            error = relative_error(run(wrong, inputs), base)
-            powers[group.name] = max(powers[group.name], error)
-            if error >= enough:
+            wrong = sabotaged(slim, plan, groups[name], seed + attempt)
+            powers[name] = max(powers[name], relative_error(run(wrong, inputs), base))
+            if powers[name] >= enough:
                 break
-    return powers
 
 
 def _error_of(dense: nn.Module, plan: PruningPlan, inputs: Call, seed: int) -> float:
@@ -189,7 +214,12 @@ def _error_of(dense: nn.Module, plan: PruningPlan, inputs: Call, seed: int) -> f
 def culprits(
     dense: nn.Module, plan: PruningPlan, inputs: Call, tolerance: float, seed: int
 ) -> dict[str, str]:
-    """Find by bisection the groups whose cut fails on ``dense``, with what happened."""
+    """Find by bisection the groups whose cut fails on ``dense``, with what happened.
+
+    Raises:
+        TraceError: ``dense`` itself raises or returns NaN.
+    """
+    baseline(dense, inputs)
 
     def trouble(names: Sequence[str]) -> str:
         try:
@@ -248,32 +278,27 @@ def prove(
     """
     start = time.perf_counter()
     rolled_back: dict[str, str] = {}
-    try:
-        slim = cut(model, plan)
-        proof = verify(
-            model, slim, plan, example_inputs, tolerance=tolerance, seed=seed, sample=sample
-        )
-    except Exception as first:
-        inputs = cast(as_call(example_inputs), torch.float64)
-        dense = prepared(getattr(model, "_orig_mod", model), torch.float64)
-        drawn = redrawn(dense, plan, seed)
-        rolled_back = culprits(drawn, plan, random_like(inputs, seed), tolerance, seed)
-        rolled_back |= culprits(
-            dense, keep_only(plan, _others(plan, rolled_back)), inputs, tolerance, seed
-        )
-        left = _others(plan, rolled_back)
-        if not rolled_back:
+    while True:
+        try:
+            slim = cut(model, plan)
+            proof = verify(
+                model, slim, plan, example_inputs, tolerance=tolerance, seed=seed, sample=sample
+            )
+            break
+        except (PlanError, TraceError):
             raise
-        if not left:
-            raise SurgeryError(
-                "no group of the plan could be cut: "
-                + "; ".join(f"{n}: {why}" for n, why in list(rolled_back.items())[:3])
-            ) from first
-        plan = dataclasses.replace(keep_only(plan, left), frozen={**plan.frozen, **rolled_back})
-        slim = cut(model, plan)
-        proof = verify(
-            model, slim, plan, example_inputs, tolerance=tolerance, seed=seed, sample=sample
-        )
+        except Exception as problem:
+            blamed = _blamed(problem, model, plan, example_inputs, tolerance, seed)
+            if not blamed:
+                raise
+            rolled_back |= blamed
+            left = [g.name for g in plan.groups if g.removed and g.name not in rolled_back]
+            if not left:
+                raise SurgeryError(
+                    "no group of the plan could be cut: "
+                    + "; ".join(f"{n}: {why}" for n, why in list(rolled_back.items())[:3])
+                ) from problem
+            plan = dataclasses.replace(keep_only(plan, left), frozen={**plan.frozen, **blamed})
     groups = {
         name: dataclasses.replace(g, status="rolled back", reason=rolled_back[name])
         if name in rolled_back
@@ -287,5 +312,20 @@ def prove(
     )
 
 
-def _others(plan: PruningPlan, without: Mapping[str, str]) -> list[str]:
-    return [g.name for g in plan.groups if g.removed and g.name not in without]
+def _blamed(
+    problem: Exception,
+    model: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    tolerance: float,
+    seed: int,
+) -> dict[str, str]:
+    """Return the groups to roll back after ``problem``, with the reasons."""
+    if isinstance(problem, _NoPowerError):
+        return problem.groups
+    inputs = cast(as_call(example_inputs), torch.float64)
+    dense = prepared(getattr(model, "_orig_mod", model), torch.float64)
+    drawn, noise, _ = redrawn(dense, plan, inputs, seed)
+    bad = culprits(drawn, plan, noise, tolerance, seed)
+    rest = keep_only(plan, [g.name for g in plan.groups if g.name not in bad])
+    return bad | culprits(dense, rest, inputs, tolerance, seed)

@@ -67,7 +67,7 @@ def _boundary(t: Tracer, labels: Tensor, axis: int, value: Any) -> None:
     at = min(int(value) + size if int(value) < 0 else int(value), size)
     if at in (0, size) and (int(value) >= 0 or at == 0):
         return
-    if from_shape(value) and int(value) > 0:
+    if isinstance(value, Whole) and value.origin == SHAPE:
         if at * 2 == size:
             _tie(t, labels, axis, 2)
         else:
@@ -196,7 +196,7 @@ def _view(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: 
         t.book.freeze(labels, f"its bytes are viewed as another type {t.where()}")
         return
     shape = result.shape
-    if t.function == "unflatten":
+    if t.call[0] == "unflatten":
         axis = int(_arg(args, kwargs, 1, "dim")) % x.dim()
         sizes = list(_arg(args, kwargs, 2, *name_of_size))
         written: list[Any] = [-1] * len(shape)
@@ -216,6 +216,9 @@ def _view(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: 
 def _view_block(t: Tracer, out: Tensor, axes: list[int], written: list[Any]) -> None:
     """One block of a view that holds channels: who adapts, who is fixed."""
     flexible = [axis for axis in axes if from_shape(written[axis])]
+    if len(flexible) > 1:  # the batch follows from a shape, too
+        varies = compress(out)[1]
+        flexible = [axis for axis in flexible if varies[axis]]
     if not flexible:
         named = [axis for axis in axes if attribute_of(written[axis])]
         if len(named) == 1:
@@ -232,9 +235,6 @@ def _view_block(t: Tracer, out: Tensor, axes: list[int], written: list[Any]) -> 
         t.book.keep_length(out, axis, f"the view's sizes are written in the code {t.where()}")
 
 
-@after("numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__array__")
+@after("numpy", "tolist", "__array__")
 def _escapes(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
-    t.book.freeze(labels, f"its values leave PyTorch ({t.function}) {t.where()}")
-    t.book.notes.append(
-        f"values of activations steer Python code {t.where()}: traced on the given inputs"
-    )
+    t.escape(labels)

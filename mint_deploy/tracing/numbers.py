@@ -31,6 +31,9 @@ class Whole(int):
         made.origin, made.path = origin, path
         return made
 
+    def __neg__(self) -> Whole:
+        return Whole(-int(self), SHAPE if self.origin == SHAPE else COMPUTED, self.path)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Whole:
         return self
 

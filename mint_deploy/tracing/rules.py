@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mint_deploy.tracing.labels import NONE, compress
 from mint_deploy.tracing.ledger import Layer
-from mint_deploy.tracing.numbers import attribute_of
 
 if TYPE_CHECKING:
     from mint_deploy.tracing.tracer import Tracer
@@ -191,13 +190,7 @@ def _grouped(
         t.read_channels(outputs[:, 0], labels, axis=1)
         if outputs.shape[1] > 1:
             t.book.unite(outputs, outputs[:, :1])
-        number = t.argument("groups", 6)
-        if attribute_of(number):
-            t.count(number, outputs[:, 0], "groups of a depthwise convolution")
-        else:
-            t.book.keep_length(
-                outputs[:, 0], 0, f"the number of groups is written in the code {t.where()}"
-            )
+        t.count(t.argument("groups", 6), outputs[:, 0], "groups of a depthwise convolution")
         return axes[0]
     positions = axes[1].repeat(groups)
     t.read_channels(positions, labels, axis=1)
@@ -355,10 +348,16 @@ def _along_axis(t: Tracer, op: Op) -> Tensor | None:
     labels = t.labels(op.args[0])
     if labels is None:
         return None
-    axis = _axes(op.args[1], labels.dim())[0]
-    if compress(labels)[1][axis]:
-        t.book.freeze(labels, f"'{op.name.strip('_')}' over channels {t.where()}")
+    _merge(t, op, labels, _axes(op.args[1], labels.dim())[:1])
     return labels
+
+
+def _merge(t: Tracer, op: Op, labels: Tensor, axes: list[int]) -> None:
+    """What lies along ``axes`` leaves together (stacked branches, say), or stays if that is everything."""
+    for axis in axes:
+        if compress(labels)[1][axis]:
+            t.book.unite(labels, labels.narrow(axis, 0, 1))
+            t.book.keep_length(labels, axis, f"'{op.name.strip('_')}' over channels {t.where()}")
 
 
 @rule(
@@ -378,10 +377,7 @@ def _reduce(t: Tracer, op: Op) -> Tensor | None:
     if isinstance(dims, bool):
         dims = None
     axes = _axes(dims, x.dim())
-    _, varies = compress(labels)
-    if any(varies[axis] for axis in axes):
-        freeze_everything(t, op, f"'{op.name}' over channels")
-        return None
+    _merge(t, op, labels, axes)
     for axis in sorted(axes, reverse=True):
         labels = labels.narrow(axis, 0, 1) if x.dim() else labels
     for out in _outputs(op.out):
@@ -542,12 +538,18 @@ def _select(t: Tracer, op: Op) -> Tensor | None:
 
 @rule("copy", "fill", "zero", "masked_fill", "where")
 def _write(t: Tracer, op: Op) -> Tensor | None:
-    if op.name in ("fill", "zero"):
-        return torch.tensor(NONE)
-    if op.name == "copy":
-        source = t.labels(op.args[1])
-        return source if source is not None else torch.tensor(NONE)
-    return pointwise(t, op)
+    """What is written takes the place of what was there: both are the same channel from now on."""
+    if op.name not in ("copy", "fill", "zero"):
+        return pointwise(t, op)
+    known = t.labels(op.args[0])
+    source = t.labels(op.args[1]) if op.name == "copy" else None
+    if known is None or source is None:
+        return (
+            source if source is not None else (known if known is not None else torch.tensor(NONE))
+        )
+    source = source.expand(known.shape)
+    t.book.unite(known, source)
+    return torch.where(source >= 0, source, known)
 
 
 @rule(
@@ -556,6 +558,16 @@ def _write(t: Tracer, op: Op) -> Tensor | None:
 )  # fmt: skip
 def _made_anew(t: Tracer, op: Op) -> Tensor | None:
     """A new constant: only a shape was read from the input."""
+    return None
+
+
+@rule("_local_scalar_dense", "equal")
+def _escape(t: Tracer, op: Op) -> Tensor | None:
+    for tensor in op.inputs:
+        if t.labels(tensor) is not None:
+            t.escape(t.labels(tensor))
+        for name in t.parameters_behind(tensor):
+            t.book.freeze_tensor(name, f"its values leave PyTorch {t.where()}")
     return None
 
 

@@ -55,6 +55,15 @@ def mark_attributes(model: nn.Module) -> None:
                 setattr(module, name, type(value)(marked))
 
 
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operator writes into: in place, or by ``out=``."""
+    found = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(args[i] if i < len(args) else kwargs.get(argument.name))
+    return [x for x in tree_flatten(found)[0] if isinstance(x, Tensor)]
+
+
 class _Calls(TorchFunctionMode):
     """Sees Python-level calls with their own arguments; gives sizes their origin."""
 
@@ -72,7 +81,7 @@ class _Calls(TorchFunctionMode):
         try:
             result = func(*args, **kwargs)
             if name in ("__get__", "size", "numel"):
-                return counted_result(name, result)
+                return counted_result(name, result) if self.t.marked else result
             check = AFTER.get(name)
             if check is not None and args and isinstance(args[0], Tensor):
                 labels = self.t.labels(args[0])
@@ -102,7 +111,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
 class Tracer:
     """What the rules ask for: labels of activations, nodes of parameters, where we are."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, marked: bool = True) -> None:
+        self.marked = marked
         self.tensors = tensors_of(model)
         self.book = Ledger(shapes={n: tuple(p.shape) for n, p in self.tensors.items()})
         self.activations: dict[int, Activation] = {}
@@ -171,14 +181,20 @@ class Tracer:
         relevant = any(x in self._labels or self.is_parameter(x) for x in inputs)
         keys = {LabelStore.key(x) for x in inputs}
         aliases = bool(outs) and not mutates and all(LabelStore.key(x) in keys for x in outs)
+        if aliases and any(x in self._labels and self.labels(x) is None for x in outs):
+            for tensor in inputs:
+                self.book.freeze(self.labels(tensor), f"is viewed as another type {self.where()}")
         if not relevant or aliases or name in _RESHAPED_IN_PLACE:
             return
         op = Op(base, func, args, kwargs, out, inputs)
-        written = [args[0]] if mutates and args and isinstance(args[0], Tensor) else outs
-        if mutates and any(self.is_parameter(x) for x in written):
-            for parameter in self.parameters_behind(written[0]):
+        written = _written(func, args, kwargs) if mutates else []
+        parameters = [x for x in written if self.is_parameter(x)]
+        if parameters and all(LabelStore.key(x) in keys for x in outs):
+            for parameter in [n for x in parameters for n in self.parameters_behind(x)]:
                 self.book.freeze_tensor(parameter, f"is written in the forward pass {self.where()}")
             return
+        written = [x for x in written if not self.is_parameter(x)]
+        written += [x for x in outs if LabelStore.key(x) not in keys]
         rule = RULES.get(base)
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = pointwise
@@ -204,11 +220,6 @@ class Tracer:
                 self._labels.hold(tensor)
 
     # ------------------------------------------------------------ labels of activations
-
-    @property
-    def function(self) -> str:
-        """Name of the Python-level function that is running."""
-        return self.call[0]
 
     def argument(self, name: str, position: int) -> Any:
         """Return an argument of the Python-level call as it was written."""
@@ -264,6 +275,13 @@ class Tracer:
             return
         line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
         self.book.constants.append(CountedConstant(path, int(number), line.long(), self.where()))
+
+    def escape(self, labels: Tensor | None) -> None:
+        """Values of an activation become Python's or numpy's: nobody sees what is done with them."""
+        self.book.freeze(labels, f"its values leave PyTorch {self.where()}")
+        self.book.notes.append(
+            f"values of activations steer Python code {self.where()}: traced on the given inputs"
+        )
 
     # ------------------------------------------------------------ parameters
 
