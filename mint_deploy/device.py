@@ -51,14 +51,17 @@ MODULES = (
     "errors.py",
     "files.py",
     "machine.py",
+    "manifest.py",
     "parity.py",
     "plugins.py",
+    "recipe.py",
     "runtimes/__init__.py",
     "runtimes/null.py",
     "runtimes/onnxruntime.py",
     "runtimes/pytorch.py",
     "sensors.py",
     "statistics.py",
+    "target.py",
     "trtexec.py",
 )
 _NETWORKS = ("dense", "slim")
@@ -181,6 +184,15 @@ class _Bundle:
             )
         return path
 
+    def check(self) -> list[str]:
+        """Compare every file with its hash; a bundle lists them, a run folder does not."""
+        from mint_deploy.manifest import differences
+
+        listed = self.deploy.get("files") or {}
+        if found := differences(self.folder, listed):
+            raise DataError(f"the bundle is damaged: {'; '.join(found)}; copy it anew")
+        return [f"{len(listed)} files are as they were packed"] if listed else []
+
     def runtime(self, asked: str | None) -> tuple[str, list[str]]:
         """The runtime that runs the files here, and a note where it is not the target's."""
         from mint_deploy import plugins
@@ -246,8 +258,10 @@ def _verify(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
     from mint_deploy.parity import read_parity
 
     bundle = _Bundle(arguments.bundle)
+    lines = bundle.check()
     parity = read_parity(bundle.folder / "parity.npz")
-    runtime, lines = bundle.runtime(arguments.runtime)
+    runtime, notes = bundle.runtime(arguments.runtime)
+    lines += notes
     plugin = plugins.load("runtime", runtime)
     errors = {}
     for name in bundle.models:

@@ -180,9 +180,10 @@ def _check_facts(facts: OnnxFacts, face: Face, target: Target, batch: int | None
         )
     for spec, has in zip(facts.inputs, face.batched, strict=True):
         if has and spec.shape[0] != (DYNAMIC if batch is None else batch):
+            advice = "; the model fixes it: export it with a fixed batch" if batch is None else ""
             raise ModelError(
-                f"input '{spec.name}' of the file has shape {spec.shape}, "
-                f"and a batch of {batch or 'any size'} was asked for"
+                f"input '{spec.name}' of the file has shape {spec.shape}, and a batch of "
+                f"{batch or 'any size'} was asked for{advice}"
             )
 
 

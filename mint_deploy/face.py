@@ -70,16 +70,16 @@ class Face(nn.Module):
         return tuple(x for x in tree_flatten(result)[0] if isinstance(x, Tensor))
 
     def _result(self, tensors: Iterable[Tensor]) -> Any:
-        leaves = list(self._leaves)
+        leaves, tensors = list(self._leaves), [tensor.clone() for tensor in tensors]
         for position, tensor in zip(self._at, tensors, strict=True):
-            leaves[position] = tensor.clone()
+            leaves[position] = tensor
         args, kwargs = tree_unflatten(leaves, self._spec)
         try:
             with torch.no_grad():
                 return self.model(*args, **kwargs)
         except Exception as error:
             raise ModelError(
-                f"the model fails on inputs of shape {_shapes(self.example)}: "
+                f"the model fails on inputs of shape {_shapes(tensors)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
 

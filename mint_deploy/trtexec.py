@@ -1,8 +1,7 @@
 """TensorRT's own program ``trtexec``, driven with an argument list to build an engine.
 
-Two dialects are spoken: up to TensorRT 10 precision is a flag of the build, from 11 on it stands
-in the ONNX file. What a release calls its flags is decided here and nowhere else. Standard library
-only: this file travels to the board.
+What a release calls its flags stands in :mod:`mint_deploy.recipe` and nowhere else. Standard
+library only: this file travels to the board.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from mint_deploy import files
 from mint_deploy.artifacts import Engine
-from mint_deploy.errors import ConfigError, MintDeployError, ModelError, RuntimeMissing
+from mint_deploy.errors import MintDeployError, ModelError, RuntimeMissing
+from mint_deploy.recipe import build_arguments
 
 __all__ = ["MEND", "arguments", "build", "find", "parse_version"]
 
@@ -49,26 +49,10 @@ def arguments(
     """Return the arguments of a build under TensorRT ``version``.
 
     Raises:
-        ConfigError: a precision that this version does not take as a flag, or int8.
+        ConfigError: a version that is not known, a precision that it does not take as a flag, or
+            int8.
     """
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if precision not in ("fp32", "fp16"):
-        raise ConfigError(
-            f"precision {precision} needs an ONNX file with quantisation nodes, which this bundle "
-            "has not; build with --precision fp16 or fp32"
-        )
-    if precision == "fp16" and major >= 11:
-        raise ConfigError(
-            f"TensorRT {version} takes the precision from the ONNX file, and this one is fp32; "
-            "build with --precision fp32"
-        )
-    return [
-        f"--onnx={onnx}",
-        f"--saveEngine={engine}",
-        f"--timingCacheFile={timing_cache}",
-        "--skipInference" if (major, minor) >= (8, 6) else "--buildOnly",
-        *(["--fp16"] if precision == "fp16" else []),
-    ]
+    return build_arguments(version, precision, onnx, engine, timing_cache)
 
 
 def build(
