@@ -150,7 +150,6 @@ def test_every_module_is_python_3_10(path: Path) -> None:
 
 #: file -> why it may be longer than 400 lines
 LONG = {
-    "mint_deploy/tracing/rules.py": "a rule for each kind of operator, in one table by name",
     "mint_deploy/tracing/tracer.py": "one dispatch mode, whose methods share its state",
 }
 
