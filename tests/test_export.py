@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from mint_deploy import export as _verb  # the function, by way of the package's face
 from mint_deploy.errors import DataError, ExportMismatch, ModelError, TargetError, TraceError
 from mint_deploy.export import export, parity_of
+from mint_deploy.face import Face
 from mint_deploy.models import state_digest
 from mint_deploy.onnx_file import read_onnx
 from mint_deploy.parity import read_parity, relative_error, write_parity
 from mint_deploy.target import load_target
+from mint_deploy.torch_onnx import convert
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -213,12 +215,23 @@ def test_the_bytes_do_not_depend_on_the_process(tmp_path):
     )  # fmt: skip
     here = export(Tiny(), tmp_path / "here.onnx", samples(1), target()).sha256
     assert done.stdout.strip() == here
+    assert done.stderr == "", "nothing is said in a process of its own either"
 
 
 @pytest.mark.parametrize("opset", [17, 18])
 def test_nothing_is_said_on_the_terminal(tmp_path, capfd, opset):
     export(nets.build("option_b")[0], tmp_path / "m.onnx", samples(1), target(opset))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_the_exporter_does_not_change_what_the_copy_computes(opset):
+    """The older one puts the mode of the outermost module back: a BatchNorm would learn again."""
+    face = Face(Tiny().train(), samples(2))
+    noise = face.noise(2, seed=0)
+    before = face.run(noise)["output"]
+    convert(face, 2, opset, dynamic=False)
+    np.testing.assert_array_equal(face.run(noise)["output"], before)
 
 
 # ---------------------------------------------------------------- forms of models
