@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from mint_deploy.artifacts import Constant, Cost, Ints, Member, TensorSpec
 from mint_deploy.errors import MintDeployError, TraceError
-from mint_deploy.inputs import Call, call, outputs_of, specs_of
+from mint_deploy.inputs import Call, call, not_nan, outputs_of, specs_of
 from mint_deploy.tracing.assemble import Found, assemble
 from mint_deploy.tracing.ledger import Layer
 from mint_deploy.tracing.tracer import Tracer, mark_attributes, tensors_of
@@ -228,7 +228,7 @@ def _run_plain(model: nn.Module, inputs: Call) -> None:
     """Run once without the tracer, so that the user's own errors appear as such."""
     try:
         with torch.random.fork_rng(devices=[]):
-            outputs_of(call(model, inputs))
+            not_nan(outputs_of(call(model, inputs)))
     except MintDeployError:
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from mint_deploy.artifacts import TensorSpec
 from mint_deploy.errors import TraceError
 
-__all__ = ["as_call", "call", "cast", "outputs_of", "random_like", "specs_of"]
+__all__ = ["as_call", "call", "cast", "not_nan", "outputs_of", "random_like", "specs_of"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -89,6 +89,20 @@ def outputs_of(result: Any) -> list[Tensor]:
             "return tensors (scores rather than their argmax), or a tuple, list or dict of them"
         )
     return found
+
+
+def not_nan(outputs: list[Tensor]) -> list[Tensor]:
+    """Return the outputs of an uncut model, checked.
+
+    Raises:
+        TraceError: there is NaN among them.
+    """
+    if any(bool(x.isnan().any()) for x in outputs):
+        raise TraceError(
+            "the uncut model returns NaN on the example inputs, so no cut of it could be checked; look "
+            "for NaN among its weights, or give other inputs"
+        )
+    return outputs
 
 
 def specs_of(inputs: Call) -> tuple[TensorSpec, ...]:

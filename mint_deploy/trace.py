@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mint_deploy.gate import baseline, prepared, redrawn
+from mint_deploy.gate import prepared, redrawn
 from mint_deploy.graph import Graph, find_groups
 from mint_deploy.inputs import as_call, cast
 from mint_deploy.plan import make_plan
@@ -29,7 +29,7 @@ def trace(model: nn.Module, example_inputs: Any, *, probe: bool = True) -> Graph
             samples are enough. Branches that depend on values are traced on these, and
             ``graph.notes`` says so.
         probe: cut some units of every group of a redrawn copy and compare it with the masked one;
-            groups that fail are frozen with what happened. Five forward passes for a well-behaved network.
+            groups that fail are frozen with what happened. Four forward passes for a well-behaved network.
 
     Returns:
         A :class:`mint_deploy.graph.Graph`; ``print`` explains it.
@@ -48,10 +48,8 @@ def trace(model: nn.Module, example_inputs: Any, *, probe: bool = True) -> Graph
     # A wrong cut, or float32's rounding in an ill-conditioned network? float64 decides.
     for dtype, tolerance in ((torch.float32, PROBE_TOLERANCE), (torch.float64, TOLERANCE)):
         dense = prepared(inner, dtype)
-        own = cast(inputs, dtype)
-        baseline(dense, own)
-        drawn, noise, _ = redrawn(dense, plan, own, seed=0)
-        bad = culprits(drawn, plan, noise, tolerance, seed=0)
+        drawn, noise, base = redrawn(dense, plan, cast(inputs, dtype), seed=0)
+        bad = culprits(drawn, plan, noise, base, tolerance, seed=0)
         if not bad:
             return graph
     return graph.without(bad)

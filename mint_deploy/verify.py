@@ -37,7 +37,7 @@ from mint_deploy.gate import (
     run,
     sabotaged,
 )
-from mint_deploy.inputs import Call, as_call, cast
+from mint_deploy.inputs import Call, as_call, cast, not_nan
 from mint_deploy.surgery import cut
 
 __all__ = ["POWER", "TOLERANCE", "GroupProof", "Proof", "culprits", "keep_only", "prove", "verify"]
@@ -116,7 +116,7 @@ def verify(
     inputs = cast(as_call(example_inputs), torch.float64)
     dense = prepared(model, torch.float64)
     own = prepared(slim, torch.float64)
-    base = baseline(dense, inputs)
+    base = not_nan(baseline(dense, inputs))
     permutation = relative_error(run(permuted(dense, plan, seed), inputs), base)
     restriction = relative_error(run(own, inputs), run(masked(dense, plan), inputs))
     permutation_drawn = restriction_drawn = 0.0
@@ -203,27 +203,31 @@ def _measure_power(
                 break
 
 
-def _error_of(dense: nn.Module, plan: PruningPlan, inputs: Call, seed: int) -> float:
+def _error_of(
+    dense: nn.Module, plan: PruningPlan, inputs: Call, base: list[torch.Tensor], seed: int
+) -> float:
     """Return the larger of permutation and restriction error of one plan on one network."""
-    base = run(dense, inputs)
     moved = relative_error(run(permuted(dense, plan, seed), inputs), base)
     slim = run(cut(dense, plan), inputs)
     return max(moved, relative_error(slim, run(masked(dense, plan), inputs)))
 
 
 def culprits(
-    dense: nn.Module, plan: PruningPlan, inputs: Call, tolerance: float, seed: int
+    dense: nn.Module,
+    plan: PruningPlan,
+    inputs: Call,
+    base: list[torch.Tensor],
+    tolerance: float,
+    seed: int,
 ) -> dict[str, str]:
     """Find by bisection the groups whose cut fails on ``dense``, with what happened.
 
-    Raises:
-        TraceError: ``dense`` itself raises or returns NaN.
+    ``base`` holds the outputs of ``dense`` itself.
     """
-    baseline(dense, inputs)
 
     def trouble(names: Sequence[str]) -> str:
         try:
-            error = _error_of(dense, keep_only(plan, names), inputs, seed)
+            error = _error_of(dense, keep_only(plan, names), inputs, base, seed)
         except MintDeployError:
             raise
         except Exception as problem:  # noqa: BLE001  # whatever the user's forward raises once cut
@@ -325,7 +329,7 @@ def _blamed(
         return problem.groups
     inputs = cast(as_call(example_inputs), torch.float64)
     dense = prepared(getattr(model, "_orig_mod", model), torch.float64)
-    drawn, noise, _ = redrawn(dense, plan, inputs, seed)
-    bad = culprits(drawn, plan, noise, tolerance, seed)
+    drawn, noise, base = redrawn(dense, plan, inputs, seed)
+    bad = culprits(drawn, plan, noise, base, tolerance, seed)
     rest = keep_only(plan, [g.name for g in plan.groups if g.name not in bad])
-    return bad | culprits(dense, rest, inputs, tolerance, seed)
+    return bad | culprits(dense, rest, inputs, baseline(dense, inputs), tolerance, seed)

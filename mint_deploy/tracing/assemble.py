@@ -38,16 +38,20 @@ class Assembled:
     frozen: dict[str, str] = field(default_factory=dict)
     constants: list[Constant] = field(default_factory=list)
     component: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    place: dict[int, tuple[str, int]] = field(default_factory=dict)
+    _place: Ints = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
+
+    def locate(self) -> None:
+        """Note, for each component, its group (by position) and unit; ``-1`` where it is in none."""
+        self._place = np.full((int(self.component.max(initial=-1)) + 1, 2), -1, dtype=np.int64)
+        for position, group in enumerate(self.groups):
+            self._place[group.components, 0] = position
+            self._place[group.components, 1] = np.arange(group.size)
 
     def units_at(self, labels: Ints) -> dict[str, Ints]:
         """Return, per group, the units that sit at labelled positions (as often as they do)."""
-        out: dict[str, list[int]] = {}
-        for label in labels[labels >= 0]:
-            where = self.place.get(int(self.component[label]))
-            if where is not None:
-                out.setdefault(where[0], []).append(where[1])
-        return {name: np.asarray(units, dtype=np.int64) for name, units in out.items()}
+        found = self._place[self.component[labels[labels >= 0]]]
+        present = np.unique(found[:, 0][found[:, 0] >= 0])
+        return {self.groups[g].name: found[found[:, 0] == g, 1] for g in present}
 
 
 def assemble(tracer: Tracer) -> Assembled:
@@ -76,8 +80,7 @@ def assemble(tracer: Tracer) -> Assembled:
             made.frozen[name] = "; ".join(why[:2]) + (" ..." if len(why) > 2 else "")
     order = {weight: i for i, weight in enumerate(book.layers)}
     made.groups.sort(key=lambda g: order[g.producers[0]])
-    for group in made.groups:
-        made.place.update({int(c): (group.name, u) for u, c in enumerate(group.components)})
+    made.locate()
     _count_constants(tracer, made)
     return made
 
@@ -209,3 +212,4 @@ def _count_constants(tracer: Tracer, made: Assembled) -> None:
         made.frozen_groups.append(group)
         made.frozen[group.name] = bad[group.name]
     made.constants = [c for c in made.constants if not any(n in bad for n, _ in c.of)]
+    made.locate()

@@ -83,10 +83,11 @@ class _Calls(TorchFunctionMode):
             if name in ("__get__", "size", "numel"):
                 return counted_result(name, result) if self.t.marked else result
             check = AFTER.get(name)
-            if check is not None and args and isinstance(args[0], Tensor):
-                labels = self.t.labels(args[0])
-                if labels is not None:
-                    check(self.t, args[0], labels, args, kwargs, result)
+            if check is not None and args and isinstance(args[0], Tensor) and args[0] in self.t:
+                with self.t.unwatched():
+                    labels = self.t.labels(args[0])
+                    if labels is not None:
+                        check(self.t, args[0], labels, args, kwargs, result)
             return result
         finally:
             self.t.call = outer
@@ -104,7 +105,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.t.operator(func, args, kwargs, out)
+        if self.t.watching:
+            self.t.operator(func, args, kwargs, out)
         return out
 
 
@@ -117,6 +119,7 @@ class Tracer:
         self.book = Ledger(shapes={n: tuple(p.shape) for n, p in self.tensors.items()})
         self.activations: dict[int, Activation] = {}
         self.call: tuple[str, tuple[Any, ...], dict[str, Any]] = ("", (), {})
+        self.watching = True
         self._labels, self._ids = LabelStore(), LabelStore(torch.int64)
         self._parameters: dict[int, list[str]] = {}
         self._first_id: dict[str, int] = {}
@@ -169,6 +172,15 @@ class Tracer:
 
     def _leave_module(self, *_: Any) -> None:
         self._modules.pop()
+
+    @contextmanager
+    def unwatched(self) -> Any:
+        """Operators on labels are none of the network's."""
+        self.watching = False
+        try:
+            yield
+        finally:
+            self.watching = True
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Apply the rule of one ATen operator."""
@@ -226,6 +238,9 @@ class Tracer:
         _, args, kwargs = self.call
         return args[position] if len(args) > position else kwargs.get(name)
 
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor in self._labels
+
     def labels(self, tensor: Tensor) -> Tensor | None:
         """Return the labels of an activation, or ``None`` (constant, parameter)."""
         return self._labels.get(tensor)
@@ -237,7 +252,7 @@ class Tracer:
         held = self.activations.get(LabelStore.key(tensor))
         if held is not None and tensor.dim() > 1 and labels.dim() == tensor.dim():
             (narrow,), varies = compress(labels)
-            held.channels = narrow.reshape(-1).clone() if sum(varies) == 1 else None
+            held.channels = narrow.reshape(-1).clone() if any(varies) else None
 
     def where(self) -> str:
         """Say which module runs and which line of the user's code."""
