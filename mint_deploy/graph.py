@@ -209,6 +209,11 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise TraceError(f"'{name}' is a meta tensor; load real weights first")
+        if tensor.is_quantized:
+            raise TraceError(f"'{name}' is quantised; cut the float model, then quantise")
     try:
         made = copy.deepcopy(model)
     except Exception as error:
@@ -216,11 +221,6 @@ def _copied(model: nn.Module) -> nn.Module:
             f"the model cannot be copied ({error}); modules that hold open files, generators or "
             "non-leaf tensors must drop them first"
         ) from error
-    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
-        if tensor.is_meta:
-            raise TraceError(f"'{name}' is a meta tensor; load real weights first")
-        if tensor.is_quantized:
-            raise TraceError(f"'{name}' is quantised; cut the float model, then quantise")
     return made.to("cpu").eval()
 
 

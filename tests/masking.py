@@ -23,12 +23,14 @@ Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
 def random_keep(graph: Graph, seed: int = 0, least: float = 0.0) -> dict[str, list[int]]:
-    """A random number of random units for every group, at least the share ``least``."""
+    """Random units of every group, at least the share ``least`` of them; one or more of each leaves."""
     draw = random.Random(seed)
     keep = {}
     for name, group in graph.groups.items():
         low = max(1, round(least * group.size))
-        keep[name] = sorted(draw.sample(range(group.size), draw.randint(low, group.size)))
+        keep[name] = sorted(
+            draw.sample(range(group.size), draw.randint(low, max(low, group.size - 1)))
+        )
     return keep
 
 
