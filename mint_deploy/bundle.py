@@ -233,7 +233,8 @@ def _readme(target: Target, networks: dict[str, ExportedModel], how: dict[str, A
         (
             "The first checks the files and compares the outputs with PyTorch's; the second "
             "measures the network before and after in turns and writes measurements.jsonl. "
-            f"`python3 {DEVICE_ZIP} probe` says what this machine is."
+            f"`python3 {DEVICE_ZIP} probe` says what this machine is. Until then nothing was "
+            "measured on this device: times that a report gives for it are predicted."
         ),
         "",
         "| file | what it is |",
@@ -262,7 +263,8 @@ def _readme(target: Target, networks: dict[str, ExportedModel], how: dict[str, A
                 "An engine runs only under the TensorRT and on the GPU it was built with, so it is "
                 f"built here: `python3 {DEVICE_ZIP} build` does it with this machine's TensorRT. "
                 f"By hand, for TensorRT {how['tensorrt']} (on a Jetson the program lies in "
-                "/usr/src/tensorrt/bin):"
+                "/usr/src/tensorrt/bin). The two commands above run under ONNX Runtime and say so; "
+                "the engine's own times come from here:"
             ),
         ]
         for steps in how["commands"].values():
