@@ -10,6 +10,7 @@ import pytest
 import torch
 from masking import cut_error, outputs, random_keep, reading_dim
 from nets import NETS, PATTERN_NETS, ZOO_NETS, build
+from snapshots import assert_untouched, snapshot
 from torch import Tensor, nn
 
 from mint_deploy.errors import TraceError
@@ -360,34 +361,6 @@ def test_a_wrapper_of_torch_compile_is_looked_through() -> None:
 # ---------------------------------------------------------------- the user's model stays as it is
 
 
-def snapshot(model: nn.Module) -> object:
-    """Everything of a model that a careless engine might change."""
-    tensors = {n: (t.clone(), t.requires_grad, t.data_ptr()) for n, t in model.named_parameters()}
-    buffers = {n: (t.clone(), t.data_ptr()) for n, t in model.named_buffers()}
-    rest = {
-        n: {
-            k: (v, type(v))
-            for k, v in vars(m).items()
-            if isinstance(v, (int, float, str, bool, tuple, list)) or k == "training"
-        }
-        for n, m in model.named_modules()
-    }
-    hooks = {
-        n: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
-        for n, m in model.named_modules()
-    }
-    return tensors, buffers, rest, hooks
-
-
-def assert_same(before: object, after: object) -> None:
-    for a, b in zip(before[:2], after[:2], strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert torch.equal(a[name][0], b[name][0])
-            assert a[name][1:] == b[name][1:]
-    assert before[2:] == after[2:]
-
-
 @pytest.mark.parametrize("name", ["resnet8", "shuffle_v2", "attention", "weight_norm", "buffer"])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_users_model_is_not_altered_by_a_trace(name: str, training: bool) -> None:
@@ -400,7 +373,7 @@ def test_the_users_model_is_not_altered_by_a_trace(name: str, training: bool) ->
     before, kept = snapshot(model), [x.clone() for x in inputs]
     state, default = torch.get_rng_state(), torch.get_default_dtype()
     graph = trace(model, inputs)
-    assert_same(before, snapshot(model))
+    assert_untouched(model, before)
     assert all(torch.equal(a, b) for a, b in zip(kept, inputs, strict=True))
     assert torch.equal(state, torch.get_rng_state())
     assert torch.get_default_dtype() == default
