@@ -39,6 +39,7 @@ from mint_deploy.gate import (
 )
 from mint_deploy.inputs import Call, as_call, cast, not_nan
 from mint_deploy.surgery import cut
+from mint_deploy.tracing.tracer import tensors_of
 
 __all__ = ["POWER", "TOLERANCE", "GroupProof", "Proof", "culprits", "keep_only", "prove", "verify"]
 
@@ -109,10 +110,13 @@ def verify(
     """Prove that ``slim`` is ``model`` less what ``plan`` removes; call it right after ``cut``.
 
     Raises:
-        SurgeryError: an error over ``tolerance``, or no power to see one.
+        SurgeryError: tensors that are not the planned slices, an error over ``tolerance``, or no power
+            to see one.
+        TraceError: the uncut model does not run in float64.
     """
     start = time.perf_counter()
     model = getattr(model, "_orig_mod", model)
+    _check_bits(cut(model, plan), slim)
     inputs = cast(as_call(example_inputs), torch.float64)
     dense = prepared(model, torch.float64)
     own = prepared(slim, torch.float64)
@@ -161,6 +165,23 @@ def verify(
     if blind:
         raise _NoPowerError(blind)
     return proof
+
+
+def _check_bits(expected: nn.Module, slim: nn.Module) -> None:
+    """Whatever the values hide from the inputs at hand: the slim network holds what the plan leaves."""
+    found = tensors_of(slim)
+    for name, tensor in tensors_of(expected).items():
+        other = found.get(name)
+        if other is None or other.shape != tensor.shape:
+            shape = None if other is None else list(other.shape)
+            raise SurgeryError(
+                f"'{name}' of the cut network has shape {shape}, the plan leaves {list(tensor.shape)}"
+            )
+        if not torch.equal(other.cpu().nan_to_num(), tensor.cpu().nan_to_num()):
+            raise SurgeryError(
+                f"'{name}' of the cut network is not what the plan leaves of the dense one; verify right "
+                "after the cut, before repair and training"
+            )
 
 
 class _NoPowerError(SurgeryError):
