@@ -15,6 +15,7 @@ in the criterion's order. How the budget is shared between groups is the *alloca
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -168,21 +169,33 @@ CostOf = Callable[[Widths], float]
 
 
 def _cost_of(graph: Graph, kind: str) -> CostOf:
-    """Return the function from widths to multiply-adds or parameters."""
-    shapes = {n: np.asarray(s, dtype=np.float64) for n, s in graph.shapes.items()}
+    """Return the function from widths to multiply-adds or parameters (one pass over arrays)."""
     if kind == "macs":
         weight = {n: layer.positions / graph.batch for n, layer in graph.layers.items()}
     else:
-        weight = dict.fromkeys(graph.parameters, 1.0)
+        weight = dict.fromkeys(sorted(graph.parameters & graph.shapes.keys()), 1.0)
+    row = {name: i for i, name in enumerate(weight)}
+    rank = max((len(graph.shapes[n]) for n in weight), default=0) or 1
+    sizes = np.ones((len(weight), rank))
+    for name, i in row.items():
+        sizes[i, : len(graph.shapes[name])] = graph.shapes[name]
+    column = {name: i for i, name in enumerate(graph.groups)}
+    owned = [
+        (row[m.tensor] * rank + m.dim, column[name], m.index.shape[1])
+        for name, group in graph.groups.items()
+        for m in group.members
+        if m.tensor in row
+    ]
+    place, group_of, slices = np.array(owned, dtype=np.int64).reshape(-1, 3).T
+    full = np.array([g.size for g in graph.groups.values()])
+    factor = np.array(list(weight.values()))
 
     def cost(widths: Widths) -> float:
-        sizes = {n: shapes[n].copy() for n in weight}
+        gone = np.zeros(len(full))
         for name, width in widths.items():
-            group = graph.groups[name]
-            for m in group.members:
-                if m.tensor in sizes:
-                    sizes[m.tensor][m.dim] -= (group.size - width) * m.index.shape[1]
-        return float(sum(w * sizes[n].prod() for n, w in weight.items()))
+            gone[column[name]] = full[column[name]] - width
+        lost = np.bincount(place, weights=slices * gone[group_of], minlength=sizes.size)
+        return float(factor @ (sizes - lost.reshape(sizes.shape)).prod(axis=1))
 
     return cost
 
@@ -251,8 +264,8 @@ class _Ladder:
             return
         held = self._holders(kind, least)
         raise PlanError(
-            f"{kind} {amount:g} is out of reach: the nearest is {nearest:.3f} of the {kind}; held back by "
-            + "; ".join(held),
+            f"{kind} {amount:g} is out of reach: the nearest is {math.ceil(nearest * 1000) / 1000:.3f} of "
+            f"the {kind}; held back by " + "; ".join(held),
             nearest=nearest,
             held_by=held,
         )
