@@ -7,6 +7,7 @@ last one: a killed run is taken up at the stage it was in, and long training ins
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,9 @@ def cut(job: Job) -> None:
     for name, group in proof.groups.items():
         if group.status == "rolled back":
             job.progress.warn(f"group {name} was not cut: {group.reason}")
+    if made is not wanted:  # what was rolled back costs what it did
+        after = job.graph.cost_of({g.name: g.keep for g in made.groups})
+        made = dataclasses.replace(made, after=after)
     job.keep(slim, "checkpoints/cut.safetensors", "slim.safetensors", plan=made)
     files.write_json(job.run / "cut.json", _cut_body(job.graph, made, proof), kind="Cut")
     if made is not wanted:

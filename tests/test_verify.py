@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from nets import NETS, ZOO_NETS, build
 from snapshots import assert_untouched, snapshot
 from torch import Tensor, nn
 
+from mint_deploy import steps
 from mint_deploy.artifacts import PruningPlan
 from mint_deploy.errors import MintDeployError, PlanError, SurgeryError, TraceError
+from mint_deploy.files import read_json, read_value
 from mint_deploy.gate import masked, permuted, prepared, relative_error, run, sabotaged
 from mint_deploy.inputs import as_call, cast
 from mint_deploy.plan import make_plan
@@ -369,6 +373,32 @@ def test_sampled_groups_are_seeded_and_named() -> None:
     assert [len(names) for names in looked] == [3, 3, 3]
     assert looked[0] == looked[1] != looked[2]
     assert proofs[0].groups == proofs[1].groups
+
+
+def test_the_plan_on_file_costs_what_was_carried_out(tmp_path: Path) -> None:
+    def dead(net: Any, x: Tensor) -> Tensor:
+        return inner(net, x) + net.gain * net.out(torch.relu(net.hidden(x)))
+
+    model = Body(dead, gain=0.0, hidden=nn.Linear(12, 8), out=nn.Linear(8, 10))
+    x = torch.randn(4, 6)
+    graph = trace(model, x)
+    wanted = make_plan(graph, {"hidden": range(4), "stem": range(6)})
+    said: list[str] = []
+    kept: list[PruningPlan] = []
+    job = SimpleNamespace(
+        plan=wanted, dense=model, example=x, graph=graph, run=tmp_path,
+        request=SimpleNamespace(seed=0), progress=SimpleNamespace(warn=said.append),
+        keep=lambda *args, plan: kept.append(plan), judge=lambda *args: None,
+    )  # fmt: skip
+    steps.cut(job)
+    made = read_value(tmp_path / "plan.json", PruningPlan)
+    assert made.digest() == kept[0].digest() != wanted.digest()
+    assert made.after.params == sum(p.numel() for p in cut(model, made).parameters())
+    assert made.after.params > wanted.after.params
+    body = read_json(tmp_path / "cut.json", kind="Cut")
+    assert body["cost_after"]["params"] == made.after.params
+    assert body["groups"]["hidden"]["status"] == "rolled back"
+    assert said[0].startswith("group hidden was not cut: no power")
 
 
 # ---------------------------------------------------------------- the parts
