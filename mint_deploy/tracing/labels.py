@@ -66,7 +66,7 @@ def compress(*labels: Tensor) -> tuple[list[Tensor], list[bool]]:
     out = list(labels)
     varies = [False] * out[0].dim()
     for axis in reversed(range(out[0].dim())):
-        if out[0].shape[axis] == 1:
+        if out[0].shape[axis] <= 1:
             continue
         firsts = [x.narrow(axis, 0, 1) for x in out]
         if all(bool((x == f).all()) for x, f in zip(out, firsts, strict=True)):
