@@ -25,6 +25,7 @@ from mint_deploy.data import as_part
 from mint_deploy.errors import DataError
 from mint_deploy.files import read_arrays, write_arrays
 from mint_deploy.graph import Graph
+from mint_deploy.inference import evaluating
 from mint_deploy.sensitivity import sensitivities
 
 __all__ = ["ROWS_PER_TAP", "read_moments", "sample", "write_moments"]
@@ -62,6 +63,8 @@ def sample(
         device: where to run.
         progress: called with ``(images done, images)``.
 
+    A network that autograd cannot run backwards is sampled without sensitivities, and the settings say why.
+
     Raises:
         DataError: no images, or activations that are not numbers (the layer is named).
     """
@@ -69,35 +72,34 @@ def sample(
     chosen = part.balanced(min(images, len(part)), seed)
     readers = {c for g in graph.groups.values() for c in g.consumers}
     collector = _Collector(model, graph, readers, total=len(chosen), seed=seed)
-    mode = model.training
-    placed = model.to(device).eval()
     done = 0
-    try:
-        with torch.no_grad():
-            for x, _ in chosen.batches(batch):
-                with collector:
-                    placed(x.to(device))
-                done += len(x)
-                if progress is not None:
-                    progress(done, len(chosen))
-    finally:
-        model.train(mode)
+    with evaluating(model, device) as place, torch.no_grad():
+        for x, _ in chosen.batches(batch):
+            with collector:
+                model(x.to(place))
+            done += len(x)
+            if progress is not None:
+                progress(done, len(chosen))
     if not done:
         raise DataError("no images to sample; give at least a few dozen")
     found = {name: taken.finish() for name, taken in collector.found.items()}
-    felt = sensitivities(
-        model,
-        {id(p): n for n, p in graph.tensors.items() if n in found},
-        chosen.subset(np.arange(min(sensitivity_images, len(chosen)))),
-        seed=seed,
-        device=device,
-    )
+    backwards = "run"
+    try:
+        felt = sensitivities(
+            model,
+            {id(p): n for n, p in graph.tensors.items() if n in found},
+            chosen.subset(np.arange(min(sensitivity_images, len(chosen)))),
+            seed=seed,
+            device=device,
+        )
+    except RuntimeError as error:  # autograd refuses it, or its memory does not suffice
+        felt, backwards = {}, f"not run: {str(error).splitlines()[0]}"
     return Moments(
         consumers={name: _with_sensitivity(c, felt.get(name)) for name, c in found.items()},
         images=done,
         seed=seed,
         dataset=part.name,
-        settings={"batch": batch, "rows_per_tap": ROWS_PER_TAP},
+        settings={"batch": batch, "rows_per_tap": ROWS_PER_TAP, "backwards": backwards},
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mint_deploy.data import Part
+from mint_deploy.inference import evaluating
 from mint_deploy.inputs import outputs_of
 
 __all__ = ["sensitivities"]
@@ -61,14 +62,12 @@ def sensitivities(
 ) -> dict[str, Tensor]:
     """Return ``F [outputs]`` (float64) of every layer whose weight is in ``names`` (id -> name)."""
     random = torch.Generator().manual_seed(seed)
-    mode = model.training
-    placed = model.to(device).eval()
     total: dict[str, Tensor] = {}
     seen = 0
-    try:
+    with evaluating(model, device) as place:
         for x, _ in part.batches(batch):
             with torch.enable_grad(), _Outputs(names) as watch:
-                result = placed(x.to(device).requires_grad_(True))
+                result = model(x.to(place).requires_grad_(True))
                 likelihood = _likelihood(outputs_of(result), random)
                 kept = [y for _, _, y in watch.kept]
                 if not kept or not likelihood.requires_grad:
@@ -84,8 +83,6 @@ def sensitivities(
                 felt = g.detach().double().square().sum(others).cpu()
                 total[name] = total[name] + felt if name in total else felt
             seen += len(x)
-    finally:
-        model.train(mode)
     return {name: felt / max(1, seen) for name, felt in total.items()}
 
 

@@ -169,9 +169,11 @@ def test_the_model_is_left_as_it_was() -> None:
     model, x = Two(kernel_size=3), torch.randn(20, 2, 6, 6)
     graph = trace(model, x[:2])
     model.train()
+    model.first.eval()  # a part that the user has frozen
     before = {n: p.clone() for n, p in model.state_dict().items()}
     md.sample(model, graph, x, images=20)
     assert model.training
+    assert not model.first.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
 
@@ -227,6 +229,28 @@ def test_frozen_parameters_and_in_place_relu_are_felt() -> None:
         model.eval(), {id(model[0].weight): "0.weight"}, md_part(torch.randn(32, 2, 6, 6)), seed=0
     )
     assert (found["0.weight"] > 0).any()
+
+
+class Overwritten(Two):
+    """Autograd refuses it: what a multiplication needs is overwritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(F.relu(self.first(x)))
+        z = y * y
+        y += 1
+        return (z + y).mean((2, 3))
+
+
+def test_without_a_backward_pass_the_variance_floor_serves_and_says_why() -> None:
+    torch.manual_seed(0)
+    model, x = Overwritten(kernel_size=3), torch.randn(20, 2, 6, 6)
+    graph, moments = sampled(model, x, images=20)
+    assert "modified by an inplace operation" in moments.settings["backwards"]
+    scores = md.score(graph, moments)
+    assert not scores.comparable
+    plain = md.score(graph, moments, floor="variance")
+    for name, found in scores.groups.items():
+        np.testing.assert_array_equal(found.order, plain.groups[name].order)
 
 
 def test_dense_outputs_use_the_jacobian() -> None:

@@ -49,7 +49,8 @@ def score(
         criterion="mint",
         estimator=estimator,
         seed=seed,
-        comparable=settings.get("floor", "output") == "output",
+        comparable=settings.get("floor", "output") == "output"
+        and any(c.sensitivity.any() for c in moments.consumers.values()),
         settings={"images": moments.images, "sample_seed": moments.seed, **settings},
     )
 
