@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Small networks on a shared machine: a second thread waits more than it works (before torch is loaded).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # tests/nets.py, from any sub-folder of tests
 
