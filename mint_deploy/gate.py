@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mint_deploy.artifacts import PlanGroup, PruningPlan
 from mint_deploy.errors import MintDeployError, TraceError
-from mint_deploy.inputs import Call, call, outputs_of, random_like
+from mint_deploy.inputs import Call, call, in_dtype, outputs_of, random_like
 from mint_deploy.tracing.tracer import tensors_of
 
 __all__ = [
@@ -33,7 +34,10 @@ __all__ = [
 
 def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy in evaluation mode, in ``dtype``, on the CPU."""
-    return copy.deepcopy(model).to(device="cpu", dtype=dtype).eval()
+    made = copy.deepcopy(model).to("cpu").eval()
+    for tensor in tensors_of(made).values():
+        tensor.data = in_dtype(tensor.data, dtype)
+    return made
 
 
 class _OneType(TorchFunctionMode):
@@ -65,26 +69,28 @@ def run(model: nn.Module, inputs: Call) -> list[Tensor]:
     torch.set_default_dtype(dtype)
     try:
         with torch.random.fork_rng(devices=[]), _OneType(dtype):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # the plain call also queues one for CUDA
             return outputs_of(call(model, inputs))
     finally:
         torch.set_default_dtype(default)
 
 
 def baseline(model: nn.Module, inputs: Call) -> list[Tensor]:
-    """Return the outputs of an uncut network, which need not run in the dtype of the check.
+    """Return the outputs of a network, which need not run in the dtype of the check.
+
+    A copy runs, so that a network that counts its calls starts every time from the same state.
 
     Raises:
         TraceError: it raises in this dtype.
     """
     try:
-        return run(model, inputs)
+        return run(copy.deepcopy(model), inputs)
     except MintDeployError:
         raise
     except Exception as error:
         dtype = next(iter(tensors_of(model).values())).dtype
         raise TraceError(
-            f"cuts are checked in {str(dtype).removeprefix('torch.')}, where the uncut model raises "
+            f"cuts are checked in {str(dtype).removeprefix('torch.')}, where the model raises "
             f"{type(error).__name__}: {error}; let it follow the dtype of its inputs and weights"
         ) from error
 
@@ -171,6 +177,14 @@ def masked(model: nn.Module, plan: PruningPlan) -> nn.Module:
     return made
 
 
+def _cycle(size: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return a permutation that leaves nothing in its place."""
+    order = np.empty(size, dtype=np.int64)
+    places = random.permutation(size)
+    order[places] = np.roll(places, 1)
+    return order
+
+
 def permuted(model: nn.Module, plan: PruningPlan, seed: int) -> nn.Module:
     """Return a copy in which the units of every group that is cut change places, in all their slices."""
     made = copy.deepcopy(model)
@@ -178,7 +192,7 @@ def permuted(model: nn.Module, plan: PruningPlan, seed: int) -> nn.Module:
     random = np.random.default_rng(seed)
     with torch.no_grad():
         for group in plan.groups:
-            order = random.permutation(group.size)
+            order = _cycle(group.size, random)
             if not group.removed:
                 continue
             for member in group.members:

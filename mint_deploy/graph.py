@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from mint_deploy.artifacts import Constant, Cost, Ints, Member, TensorSpec
 from mint_deploy.errors import MintDeployError, TraceError
 from mint_deploy.inputs import Call, call, not_nan, outputs_of, specs_of
-from mint_deploy.tracing.assemble import Found, assemble
+from mint_deploy.tracing.assemble import Found, assemble, without_groups
 from mint_deploy.tracing.ledger import Layer
 from mint_deploy.tracing.tracer import Tracer, mark_attributes, tensors_of
 
@@ -142,9 +143,7 @@ class Graph:
                 **self.frozen_groups,
                 **{n: g for n, g in self.groups.items() if n in groups},
             },
-            constants=tuple(
-                c for c in self.constants if not any(name in groups for name, _ in c.of)
-            ),
+            constants=without_groups(self.constants, groups),
         )
 
     def macs_share(self, group: Group) -> float:
@@ -188,10 +187,9 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
         TraceError: the model cannot be copied or run on these inputs, or returns no tensor.
     """
     inputs = tree_map_only(torch.Tensor, lambda x: x.to("cpu"), inputs)
-    plain = _copied(model)
-    _run_plain(plain, inputs)
+    notes = _run_plain(_copied(model), inputs)
     try:
-        graph = _traced(plain, inputs, marked=True)
+        graph = _traced(_copied(model), inputs, marked=True)
     except MintDeployError:
         raise
     except Exception:  # noqa: BLE001  # whatever the user's code raises on marked numbers
@@ -205,11 +203,21 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
                 f"the model runs, but raises {type(error).__name__} while it is watched: {error} "
                 f"({_line_of(error)})"
             ) from error
-    return dataclasses.replace(graph, tensors=tensors_of(model))
+    return dataclasses.replace(graph, tensors=tensors_of(model), notes=(*notes, *graph.notes))
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"'{name}'" if name else "the model"
+            raise TraceError(
+                f"{where} is TorchScript; give the Python module that it was made from"
+            )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise TraceError(
+                f"'{name}' has no shape yet; run the model once, so that it is initialised"
+            )
         if tensor.is_meta:
             raise TraceError(f"'{name}' is a meta tensor; load real weights first")
         if tensor.is_quantized:
@@ -224,11 +232,13 @@ def _copied(model: nn.Module) -> nn.Module:
     return made.to("cpu").eval()
 
 
-def _run_plain(model: nn.Module, inputs: Call) -> None:
-    """Run once without the tracer, so that the user's own errors appear as such."""
+def _run_plain(model: nn.Module, inputs: Call) -> list[str]:
+    """Run once without the tracer, so that the user's own errors appear as such; return notes."""
     try:
         with torch.random.fork_rng(devices=[]):
+            before = torch.get_rng_state()
             not_nan(outputs_of(call(model, inputs)))
+            drawn = not torch.equal(before, torch.get_rng_state())
     except MintDeployError:
         raise
     except Exception as error:
@@ -237,6 +247,11 @@ def _run_plain(model: nn.Module, inputs: Call) -> None:
             f"the model raises {type(error).__name__} on inputs {shapes}: {error} "
             f"({_line_of(error)}); give example inputs that it accepts"
         ) from error
+    note = (
+        "random numbers are drawn in evaluation mode (dropout without training=self.training?): groups "
+        "that they pass cannot be checked, and stay"
+    )
+    return [note] if drawn else []
 
 
 def _line_of(error: Exception) -> str:

@@ -12,7 +12,16 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from mint_deploy.artifacts import TensorSpec
 from mint_deploy.errors import TraceError
 
-__all__ = ["as_call", "call", "cast", "not_nan", "outputs_of", "random_like", "specs_of"]
+__all__ = [
+    "as_call",
+    "call",
+    "cast",
+    "in_dtype",
+    "not_nan",
+    "outputs_of",
+    "random_like",
+    "specs_of",
+]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -44,10 +53,15 @@ def as_call(example_inputs: Any) -> Call:
 
 def cast(inputs: Call, dtype: torch.dtype) -> Call:
     """Return the inputs on the CPU with floating tensors in ``dtype``, where the gate runs."""
-    changed: Call = tree_map_only(
-        Tensor, lambda x: x.to("cpu", dtype if x.is_floating_point() else x.dtype), inputs
-    )
+    changed: Call = tree_map_only(Tensor, lambda x: in_dtype(x, dtype), inputs)
     return changed
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` on the CPU: in ``dtype`` if it is floating, of that precision if complex."""
+    if x.is_complex():
+        return x.to("cpu", dtype.to_complex())
+    return x.to("cpu", dtype if x.is_floating_point() else x.dtype)
 
 
 def random_like(inputs: Call, seed: int) -> Call:

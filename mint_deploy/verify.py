@@ -130,7 +130,7 @@ def verify(
         moved = relative_error(run(permuted(drawn, plan, seed + attempt), noise), base)
         permutation_drawn = max(permutation_drawn, moved)
         drawn_slim = cut(drawn, plan)
-        base = run(drawn_slim, noise)
+        base = baseline(drawn_slim, noise)
         off = relative_error(base, run(masked(drawn, plan), noise))
         restriction_drawn = max(restriction_drawn, off)
         _measure_power(powers, drawn_slim, plan, noise, base, POWER * tolerance, seed)
@@ -177,7 +177,8 @@ def _check_bits(expected: nn.Module, slim: nn.Module) -> None:
             raise SurgeryError(
                 f"'{name}' of the cut network has shape {shape}, the plan leaves {list(tensor.shape)}"
             )
-        if not torch.equal(other.cpu().nan_to_num(), tensor.cpu().nan_to_num()):
+        differs = other.cpu() != tensor.cpu()
+        if bool((differs & ~(other.isnan() & tensor.isnan()).cpu()).any()):
             raise SurgeryError(
                 f"'{name}' of the cut network is not what the plan leaves of the dense one; verify right "
                 "after the cut, before repair and training"
@@ -224,13 +225,13 @@ def _measure_power(
                 break
 
 
-def _error_of(
+def _errors_of(
     dense: nn.Module, plan: PruningPlan, inputs: Call, base: list[torch.Tensor], seed: int
-) -> float:
-    """Return the larger of permutation and restriction error of one plan on one network."""
-    moved = relative_error(run(permuted(dense, plan, seed), inputs), base)
+) -> tuple[float, float]:
+    """Return restriction and permutation error of one plan on one network."""
     slim = run(cut(dense, plan), inputs)
-    return max(moved, relative_error(slim, run(masked(dense, plan), inputs)))
+    off = relative_error(slim, run(masked(dense, plan), inputs))
+    return off, relative_error(run(permuted(dense, plan, seed), inputs), base)
 
 
 def culprits(
@@ -248,15 +249,17 @@ def culprits(
 
     def trouble(names: Sequence[str]) -> str:
         try:
-            error = _error_of(dense, keep_only(plan, names), inputs, base, seed)
+            off, moved = _errors_of(dense, keep_only(plan, names), inputs, base, seed)
         except MintDeployError:
             raise
         except Exception as problem:  # noqa: BLE001  # whatever the user's forward raises once cut
             text = str(problem).strip().splitlines()
             return f"once cut, the network raises {type(problem).__name__}: {(text or [''])[0]}"
-        if error <= tolerance:
-            return ""
-        return f"once cut, the output is off by {error:.2g}: the code fixes its width somewhere"
+        if not off <= tolerance:
+            return f"once cut, the output is off by {off:.2g}: the code fixes its width somewhere"
+        if not moved <= tolerance:
+            return f"its units cannot change places, the output moves by {moved:.2g}: their order counts"
+        return ""
 
     return _bisect([g.name for g in plan.groups if g.removed], trouble)
 

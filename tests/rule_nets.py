@@ -281,6 +281,10 @@ CASES: dict[str, Case] = {
     "masked_fill": Case(lambda m, x: x.masked_fill(x > 0.5, 0.0)),
     "squeezed_in_place": Case(lambda m, x: x.unsqueeze_(0).squeeze_(0)),
     "complex": Case(_complex, (), "another type"),
+    "fourier_filter": Case(
+        lambda m, x: torch.fft.ifft2(torch.fft.fft2(x) * m.w).real, (), "no rule",
+        parts=lambda: {"w": nn.Parameter(torch.randn(16, 8, 8, dtype=torch.complex64))},
+    ),
     "fourier_space": Case(lambda m, x: torch.fft.irfft2(torch.fft.rfft2(x)), (), "no rule"),
     # convolution and products
     "depthwise": Case(lambda m, x: m.conv(x), parts=lambda: {"conv": conv(16)}),
@@ -318,6 +322,11 @@ CASES: dict[str, Case] = {
         parts=lambda: {"conv": nn.utils.parametrizations.spectral_norm(conv())},
     ),
     "twice_the_same": Case(lambda m, x: m.conv(m.conv(x)), parts=lambda: {"conv": conv()}),
+    "both_directions": Case(
+        lambda m, x: F.conv_transpose2d(m.conv(x), m.conv.weight, padding=1),
+        (), "both directions", parts=lambda: {"conv": conv(out=8)},
+    ),
+    "mapped": Case(lambda m, x: torch.vmap(lambda y: m.conv(y[None])[0])(x), parts=lambda: {"conv": conv()}),
     "einsum": Case(
         lambda m, x: torch.einsum("nchw,dc->ndhw", x, m.w), parts=lambda: {"w": raw(16, 16)},
         hooks_see=False,
@@ -380,6 +389,9 @@ CASES: dict[str, Case] = {
     "pad_channels_by_attribute": Case(
         lambda m, x: F.pad(x, (0, 0, 0, 0, m.amount, m.amount)), width=24,
         parts=lambda: {"amount": 4},
+    ),
+    "pad_channels_on_one_side": Case(
+        lambda m, x: F.pad(x, (0, 0, 0, 0, 0, m.amount)), width=20, parts=lambda: {"amount": 4}
     ),
     "pad_channels_by_literal": Case(lambda m, x: F.pad(x, (0, 0, 0, 0, 4, 4)), width=24),
     "crop_channels": Case(

@@ -19,6 +19,7 @@ from mint_deploy.inputs import as_call
 from mint_deploy.plan import make_plan
 from mint_deploy.surgery import cut
 from mint_deploy.trace import trace
+from mint_deploy.verify import prove
 
 #: what can be cut of each pattern: the sizes of its groups, in the order of their layers
 FREE = {
@@ -491,6 +492,80 @@ def test_a_model_that_refuses_marked_numbers_is_traced_without() -> None:
     model = Careless(forward).eval()
     model.number = 4
     assert list(trace(model, torch.randn(2, 4)).groups) == ["layer"]
+
+
+def test_torchscript_is_refused_with_what_to_give() -> None:
+    model, inputs = build("flatten_linear")
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+    fails(scripted, torch.randn(2, 4), "the model is TorchScript", "Python module")
+    model.features[0] = scripted
+    fails(model, inputs, "'features.0' is TorchScript")
+
+
+def test_layers_without_a_shape_yet_are_refused() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 2))
+    fails(lazy, torch.randn(2, 4), "'0.weight' has no shape yet", "run the model once")
+
+
+def test_random_numbers_in_evaluation_mode_are_noted() -> None:
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        return net.last(nn.functional.dropout(torch.relu(net.layer(x)), 0.5))
+
+    graph = trace(Careless(forward).eval(), torch.randn(2, 4))
+    assert not graph.groups
+    assert "random numbers are drawn in evaluation mode" in graph.notes[0]
+    assert not any("random" in note for note in traced("lstm")[2].notes)
+
+
+def test_a_model_that_counts_its_calls_is_cut_like_any_other() -> None:
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        net.calls += 1
+        net.steps.add_(1)
+        return net.last(torch.relu(net.layer(x)) * net.steps) / net.calls
+
+    model = Careless(forward).eval()
+    model.calls = 1
+    model.register_buffer("steps", torch.zeros(1))
+    x = torch.randn(2, 4)
+    graph = trace(model, x)
+    assert list(graph.groups) == ["layer"]
+    assert prove(model, make_plan(graph, {"layer": range(3)}), x)[2].max_error < 1e-11
+    assert (model.calls, float(model.steps)) == (1, 0)
+
+
+def test_a_constant_goes_on_counting_what_is_still_free() -> None:
+    """A depthwise layer over two branches, of which trying freezes one."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 8, 1)
+            self.depthwise = nn.Conv2d(14, 14, 3, groups=14)
+            self.last = nn.Conv2d(14, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x) + torch.ones(6, 1, 1, dtype=x.dtype)
+            return self.last(self.depthwise(torch.cat([a, self.b(x)], 1)).relu())
+
+    model, x = Branches().eval(), torch.randn(2, 3, 6, 6)
+    graph = trace(model, x)
+    assert list(graph.groups) == ["b"]
+    assert graph.frozen["a"].startswith("once cut")
+    (constant,) = graph.constants
+    assert (constant.attribute, [name for name, _ in constant.of]) == ("depthwise.groups", ["b"])
+    slim, _, proof = prove(model, make_plan(graph, {"b": range(5)}), x)
+    assert (slim.depthwise.groups, proof.groups["b"].status) == (11, "proven")
+
+
+def test_units_that_cannot_change_places_say_so() -> None:
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        y = torch.relu(net.layer(x))
+        return net.last(y * torch.linspace(1, 2, 6, dtype=x.dtype)[: y.shape[1]])
+
+    graph = trace(Careless(forward).eval(), torch.randn(2, 4))
+    assert not graph.groups
+    assert graph.frozen["layer"].startswith(("its units cannot change places", "once cut"))
 
 
 def test_a_model_that_fails_only_while_watched_says_so() -> None:

@@ -43,14 +43,13 @@ def test_what_an_operator_couples_or_freezes(name: str) -> None:
         assert not reasons
     untried = find_groups(model, as_call(x))
     assert (set(untried.groups) != set(graph.groups)) == case.probed
-    for seed in range(2):
-        plan = make_plan(graph, random_keep(graph, seed))
-        if case.hooks_see:
-            assert cut_error(model, plan, (x,)) < 1e-10
-        _, _, proof = prove(model, plan, x)
-        assert proof.max_error < 1e-10
-        rolled_back = [g.reason for g in proof.groups.values() if g.status == "rolled back"]
-        assert all(reason.startswith("no power") for reason in rolled_back)
+    plan = make_plan(graph, random_keep(graph, seed=len(name)))
+    if case.hooks_see:
+        assert cut_error(model, plan, (x,)) < 1e-10
+    _, _, proof = prove(model, plan, x)
+    assert proof.max_error < 1e-10
+    rolled_back = [g.reason for g in proof.groups.values() if g.status == "rolled back"]
+    assert all(reason.startswith("no power") for reason in rolled_back)
 
 
 @pytest.mark.parametrize("name", ["add", "grouped", "batch_of_channels", "fixed_order", "cbam"])

@@ -262,7 +262,7 @@ def test_permutation_alone_sees_a_coupling_that_no_shape_betrays() -> None:
     assert relative_error(run(permuted(dense, plan, 0), given), base) > 1e-3
     _, done, proof = prove(model, plan, x)
     assert proof.groups["inner"].status == "rolled back"
-    assert "off by" in done.frozen["inner"]
+    assert "cannot change places" in done.frozen["inner"]
     assert "inner" in trace(model, x).frozen
 
 
@@ -321,7 +321,7 @@ def test_a_bad_plan_is_named_not_rolled_back() -> None:
 
 def test_inputs_that_do_not_fit_are_named() -> None:
     model, _, plan = planned("option_b")
-    with pytest.raises(TraceError, match="float64, where the uncut model raises RuntimeError"):
+    with pytest.raises(TraceError, match="float64, where the model raises RuntimeError"):
         prove(model, plan, torch.randn(2, 7, 8, 8))
     with pytest.raises(TraceError, match="no tensor"):
         prove(model, plan, None)
@@ -435,6 +435,8 @@ def test_culprits_are_found_by_bisection_without_touching_the_network() -> None:
 
 
 RIGHT = dict(rules.RULES)
+#: reasons that come from trying, not from a rule
+TRIED = ("once cut", "its units cannot change places", "no power")
 
 
 def _cat_forgets_its_last_operand(t: Any, op: Any) -> Tensor | None:
@@ -595,7 +597,7 @@ def test_a_wrong_rule_is_never_proven_by_the_gate(mutant: str) -> None:
     model, inputs = built(mutant)
     graph = trace(model, inputs, probe=False)
     noticed = 0
-    for seed in range(4):
+    for seed in range(3):
         plan = make_plan(graph, random_keep(graph, seed, least=0.3))
         try:
             slim, done, proof = prove(model, plan, inputs)
@@ -604,18 +606,18 @@ def test_a_wrong_rule_is_never_proven_by_the_gate(mutant: str) -> None:
             noticed += 1
             continue
         rolled_back = [n for n, g in proof.groups.items() if g.status == "rolled back"]
-        assert all(done.frozen[n].startswith("once cut") for n in rolled_back)
+        assert all(done.frozen[n].startswith(TRIED) for n in rolled_back)
         # What is left of the plan is right.
         assert cut_error(model, done, inputs) < 1e-10
         assert verify(model, slim, done, inputs).max_error < 1e-11
-        noticed += bool(rolled_back)
+        noticed += any(not done.frozen[n].startswith("no power") for n in rolled_back)
     assert noticed
 
 
 @pytest.mark.parametrize("name", sorted({m[3] for m in MUTATIONS.values()}))
 def test_without_a_mutation_nothing_is_noticed(name: str) -> None:
     model, inputs = built(name)
-    assert not any(r.startswith("once cut") for r in trace(model, inputs).frozen.values())
+    assert not any(r.startswith(TRIED) for r in trace(model, inputs).frozen.values())
 
 
 def test_every_error_of_the_gate_can_be_shown_to_the_user() -> None:

@@ -6,7 +6,8 @@ many in each, form a group. Everything is sorted arrays: a network of 100,000 no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from mint_deploy.artifacts import Constant, Ints, Member
 from mint_deploy.tracing.tracer import Tracer
 
-__all__ = ["Assembled", "Found", "assemble"]
+__all__ = ["Assembled", "Found", "assemble", "without_groups"]
 
 
 @dataclass
@@ -211,5 +212,15 @@ def _count_constants(tracer: Tracer, made: Assembled) -> None:
         made.groups.remove(group)
         made.frozen_groups.append(group)
         made.frozen[group.name] = bad[group.name]
-    made.constants = [c for c in made.constants if not any(n in bad for n, _ in c.of)]
+    made.constants = list(without_groups(made.constants, bad))
     made.locate()
+
+
+def without_groups(constants: Iterable[Constant], gone: Container[str]) -> tuple[Constant, ...]:
+    """Return the constants less what they count in groups that stay whole."""
+    kept = []
+    for constant in constants:
+        of = tuple((name, units) for name, units in constant.of if name not in gone)
+        if of:
+            kept.append(dataclasses.replace(constant, of=of))
+    return tuple(kept)

@@ -239,7 +239,10 @@ class Tracer:
         return args[position] if len(args) > position else kwargs.get(name)
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return tensor in self._labels
+        try:
+            return tensor in self._labels
+        except NotImplementedError:  # a wrapper of torch.func: its inner tensors are seen below
+            return False
 
     def labels(self, tensor: Tensor) -> Tensor | None:
         """Return the labels of an activation, or ``None`` (constant, parameter)."""
@@ -446,6 +449,8 @@ class Tracer:
         if known is not None:
             known.positions += layer.positions
             known.calls += 1
+            if known.in_dim != layer.in_dim:
+                self.book.freeze_tensor(layer.weight, f"is used in both directions {self.where()}")
             return
         name = self._modules[-1] if self._modules else ""
         layer.name = name or layer.weight.rpartition(".")[0] or layer.weight
