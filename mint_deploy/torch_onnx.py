@@ -7,11 +7,8 @@ so the older one, which traces, is used.
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,38 +19,12 @@ from torch import Tensor
 
 from mint_deploy.errors import ModelError
 from mint_deploy.face import Face
+from mint_deploy.silence import silent
 
 __all__ = ["LOWEST_NEW", "convert"]
 
 #: the lowest opset that the exporter on top of ``torch.export`` really writes
 LOWEST_NEW = 18
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters: they warn about their own insides, log, and print."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    loggers += [
-        log
-        for name, log in logging.root.manager.loggerDict.items()
-        if isinstance(log, logging.Logger)
-        and name.startswith(("torch.", "onnxscript.", "onnx_ir."))
-    ]
-    levels = [log.level for log in loggers]
-    sink = io.StringIO()
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(sink),
-        contextlib.redirect_stderr(sink),
-    ):
-        warnings.simplefilter("ignore")
-        for log in loggers:
-            log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for log, level in zip(loggers, levels, strict=True):
-                log.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -76,7 +47,7 @@ def convert(face: Face, batch: int, opset: int, dynamic: bool) -> Any:
     """Return the model as a ModelProto, by the exporter that writes ``opset``."""
     tensors = face.sized(batch)
     try:
-        with _quiet(), torch.no_grad():
+        with silent(), torch.no_grad():
             new = opset >= LOWEST_NEW
             return (_by_torch_export if new else _by_tracing)(face, tensors, opset, dynamic)
     except Exception as error:

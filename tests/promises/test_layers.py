@@ -21,7 +21,7 @@ LAYERS = {
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
         "moments", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
         "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
-        "sensitivity",
+        "sensitivity", "silence", "pt2", "pt2_check", "pt2_formula", "compose", "replay",
     },
     "pipeline": {
         "folders", "runfolder", "settings", "progress", "stages", "job", "steps", "pipeline",
