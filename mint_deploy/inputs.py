@@ -30,7 +30,7 @@ def as_call(example_inputs: Any) -> Call:
     """Return ``(args, kwargs)`` for ``model(*args, **kwargs)``.
 
     Raises:
-        TraceError: no tensor among the inputs, or a meta or quantised one.
+        TraceError: no tensor among the inputs, none with a value, or a meta or quantised one.
     """
     if isinstance(example_inputs, Mapping):
         made: Call = ((), dict(example_inputs))
@@ -48,6 +48,9 @@ def as_call(example_inputs: Any) -> Call:
         if x.is_meta or x.is_quantized:
             what = "meta" if x.is_meta else "quantised"
             raise TraceError(f"example inputs hold a {what} tensor; give real values in float")
+    if not any(x.numel() for x in tensors):
+        shapes = ", ".join(str(list(x.shape)) for x in tensors)
+        raise TraceError(f"example inputs hold no sample (shapes {shapes}); give one or two")
     return made
 
 

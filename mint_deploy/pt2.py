@@ -8,7 +8,6 @@ that is given to PyTorch.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import os
@@ -27,6 +26,7 @@ from mint_deploy.files import atomic
 from mint_deploy.inputs import Call, as_call, call, outputs_of
 from mint_deploy.pt2_check import ABOUT, CONSTANTS, MODEL, SAMPLES, WEIGHTS, Archive, check_pt2
 from mint_deploy.silence import silent
+from mint_deploy.user_model import copied, unwrapped
 
 __all__ = ["load_pt2", "read_pt2", "save_pt2"]
 
@@ -63,12 +63,12 @@ def save_pt2(
     Raises:
         ModelError: PyTorch cannot export the model, it needs something that only a pickle could hold,
             or what was read back computes something else.
-        TraceError: the example inputs hold no tensor.
+        TraceError: the example inputs hold no tensor, or the model is of a kind that cannot be copied.
     """
     inputs: Call = tree_map(
         lambda x: x.cpu() if isinstance(x, Tensor) else x, as_call(example_inputs)
     )
-    made = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()
+    made = copied(unwrapped(model)).cpu().eval()
     buffer = io.BytesIO()
     try:
         with silent():
@@ -81,10 +81,11 @@ def save_pt2(
             f"PyTorch cannot export this model as .pt2: {type(error).__name__}: {reason}; {hint}rewrite "
             "the layer that it names"
         ) from error
+    name = "what PyTorch exported"
     try:
-        archive = check_pt2(buffer, name="what PyTorch exported", drop_samples=True)
+        archive = check_pt2(buffer, name=name, drop_samples=True)
         content = _written(archive, {"mint_deploy.version": __version__, **(about or {})})
-        loaded = _module(_opened(archive, content, "what PyTorch exported"))
+        loaded = _module(_opened(archive, content, name), name)
     except DataError as error:
         raise ModelError(f"this model cannot be kept without pickles: {error}") from error
     _compare(loaded, made, inputs)
@@ -98,7 +99,7 @@ def load_pt2(path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         DataError: missing, damaged, or refused because something in it could run code; what, is said.
     """
-    return _module(read_pt2(path))
+    return _module(read_pt2(path), os.fspath(path))
 
 
 def read_pt2(path: str | os.PathLike[str]) -> ExportedProgram:
@@ -197,9 +198,12 @@ def _opened(archive: Archive, content: bytes, path: str) -> ExportedProgram:
         ) from error
 
 
-def _module(program: ExportedProgram) -> nn.Module:
-    with silent():
-        return program.module()
+def _module(program: ExportedProgram, path: str) -> nn.Module:
+    try:
+        with silent():
+            return program.module()
+    except Exception as error:  # a graph that does not hold together, too
+        raise DataError(f"{path} is damaged: PyTorch cannot run its graph ({error})") from error
 
 
 def _check_operator(name: str, path: str) -> None:

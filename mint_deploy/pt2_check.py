@@ -226,13 +226,12 @@ def _config(body: Mapping[str, Any], payloads: Mapping[str, bytes], folder: str)
             _refuse(f"its tensor '{told}' is not in the file")
         _strings(meta, f"tensor '{told}'")
         sizes = [_whole(n, told) for n in meta.get("sizes", [])]
-        for stride in [*meta.get("strides", []), meta.get("storage_offset", {})]:
-            _whole(stride, told)
-        distinct = [
-            n
-            for n, s in zip(sizes, meta.get("strides", []), strict=True)
-            if _whole(s, told) or n == 0
-        ]
+        strides = [_whole(n, told) for n in meta.get("strides", [])]
+        _whole(meta.get("storage_offset"), told)
+        if len(strides) != len(sizes):
+            _refuse(f"its tensor '{told}' has {len(sizes)} sizes and {len(strides)} strides")
+        # along a stride of 0 one value stands for all
+        distinct = [n for n, step in zip(sizes, strides, strict=True) if step or n == 0]
         if math.prod(distinct) > len(data):
             _refuse(f"its tensor '{told}' of shape {sizes} is larger than its {len(data)} bytes")
     return {

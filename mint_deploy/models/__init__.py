@@ -21,11 +21,24 @@ import torch
 from torch import Tensor, nn
 
 from mint_deploy import user_code
-from mint_deploy.errors import ModelError, UnknownName
-from mint_deploy.models._weights import check_finite, fit_weights, read_weights
+from mint_deploy.errors import ModelError, TraceError, UnknownName
+from mint_deploy.models._weights import (
+    check_finite,
+    fit_weights,
+    read_weights,
+    without_prefixes,
+)
 from mint_deploy.models._zoo import Entry
+from mint_deploy.user_model import check_model
 
-__all__ = ["LoadedModel", "load_model", "read_weights", "state_digest", "zoo_names"]
+__all__ = [
+    "LoadedModel",
+    "load_model",
+    "read_weights",
+    "state_digest",
+    "without_prefixes",
+    "zoo_names",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +156,10 @@ def _make(factory: Any, spec: str, seed: int) -> nn.Module:
         raise ModelError(f"{spec} is a {type(factory).__name__}; expected a function or class")
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec} returned a {type(model).__name__}; expected an nn.Module")
-    lazy = [n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise ModelError(
-            f"{spec} returned a network whose parameter '{lazy[0]}' has no shape yet; run one "
-            "batch through it before returning it"
-        )
+    try:
+        check_model(model)
+    except TraceError as error:
+        raise ModelError(f"{spec} returned a network that cannot be cut: {error}") from error
     if next(model.parameters(), None) is None:
         raise ModelError(f"{spec} returned a network without parameters: nothing to compress")
     return model

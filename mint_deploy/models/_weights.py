@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mint_deploy.errors import ModelError
 
-__all__ = ["check_finite", "fit_weights", "read_weights"]
+__all__ = ["check_finite", "fit_weights", "read_weights", "without_prefixes"]
 
 PICKLED = (".th", ".pt", ".pth")
 #: keys under which training scripts keep the state dict
@@ -36,7 +36,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ModelError(f"no weights file {path}; check --weights")
     if path.suffix == ".safetensors":
         try:
-            return dict(safetensors.torch.load_file(path))
+            return without_prefixes(safetensors.torch.load_file(path))
         except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
             raise ModelError(f"{path} is damaged or not safetensors ({error})") from error
     if path.suffix not in PICKLED:
@@ -83,10 +83,15 @@ def _unwrap(data: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds no tensors (found: {keys}); expected a dict of tensors by name, or one "
             f"under {', '.join(WRAPPERS)}"
         )
+    return without_prefixes(tensors)
+
+
+def without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what DataParallel and torch.compile put before every name, if all names have it."""
     for prefix in PREFIXES * 2:  # either may be the outer one
-        if all(name.startswith(prefix) for name in tensors):
+        if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+    return dict(tensors)
 
 
 def fit_weights(
