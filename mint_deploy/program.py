@@ -20,6 +20,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from mint_deploy.errors import ModelError
+from mint_deploy.tracing.numbers import Whole
 from mint_deploy.tracing.place import Place
 
 __all__ = [
@@ -277,5 +278,5 @@ class _Filler:
         held = self.code[what.name]
         value = held if what.item is None else held[what.item]
         if what.batched:
-            return value * self.batch
+            return value.times(self.batch) if isinstance(value, Whole) else value * self.batch
         return int(value) if value < 0 else value  # -1 follows from the other sizes

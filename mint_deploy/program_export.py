@@ -6,8 +6,8 @@ number of samples, so a program runs with any; where the code does not allow tha
 
 from __future__ import annotations
 
-import copy
-import warnings
+import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from mint_deploy.gate import relative_error
 from mint_deploy.inputs import Call, as_call, call, outputs_of
 from mint_deploy.program import Program
 from mint_deploy.program_graph import ADVICE, Builder, ClosedError
-from mint_deploy.user_model import unwrapped
+from mint_deploy.silence import silent
+from mint_deploy.user_model import copied, unwrapped
 
 __all__ = ["export_program"]
 
 TOLERANCE = 1e-4
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 def export_program(model: nn.Module, example_inputs: Any) -> Program:
@@ -38,14 +40,11 @@ def export_program(model: nn.Module, example_inputs: Any) -> Program:
     Raises:
         ModelError: torch.export refuses the model (its reason in one line), it calls what has no place in a
             program, or the program does not compute what the model does.
-        TraceError: no tensor among the inputs.
+        TraceError: no tensor among the inputs; a model that cannot be copied or cut at all.
     """
     inputs: Call = tree_map_only(Tensor, lambda x: x.detach().cpu(), as_call(example_inputs))
     inner = unwrapped(model)
-    try:
-        made = copy.deepcopy(inner).to("cpu").eval()
-    except Exception as error:
-        raise ModelError(f"the model cannot be copied ({error}); see copy.deepcopy") from error
+    made = copied(inner).to("cpu").eval()
     size = next((len(x) for x in tree_flatten(inputs)[0] if isinstance(x, Tensor) and x.dim()), 1)
     program, why = None, "its inputs have no samples in front"
     for sizes in ((2, 3), (size,)):
@@ -80,10 +79,12 @@ def _sized(inputs: Call, size: int, samples: int) -> Call:
 
 
 def _exported(model: nn.Module, inputs: Call) -> ExportedProgram:
-    args, kwargs = tree_map_only(Tensor, torch.clone, inputs)
+    # strides of a dimension of size 1 can say "channels last", which fake tensors take seriously
+    args, kwargs = tree_map_only(
+        Tensor, lambda x: x.clone(memory_format=torch.contiguous_format), inputs
+    )
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with silent(), torch.random.fork_rng(devices=[]):
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         cause: BaseException = error
@@ -91,8 +92,15 @@ def _exported(model: nn.Module, inputs: Call) -> ExportedProgram:
             cause = cause.__cause__
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
         raise ModelError(
-            f"torch.export refuses this model: {type(cause).__name__}: {reason}; {ADVICE}"
+            f"torch.export refuses this model: {type(cause).__name__}: {reason}{_line_of(error)}; {ADVICE}"
         ) from error
+
+
+def _line_of(error: Exception) -> str:
+    """Return the last line of the user's code that was running, as `` (file.py:12)``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 
 def _compare(program: Program, model: nn.Module, inputs: Call, size: int) -> None:

@@ -34,6 +34,7 @@ from mint_deploy.program import (
     slicing,
     with_deaths,
 )
+from mint_deploy.program_axes import taken_apart
 from mint_deploy.program_form import form_of
 from mint_deploy.tracing.place import place_of
 
@@ -317,11 +318,13 @@ class Builder:
         if counts and type(value) is int:
             value, twins = _from_front(node, name, value, twins)
         if counts and (type(value) is int or _is_sizes(value)):
-            return self._numbers(value, twins, f"{self.prefix}{node.name}_{name}")
+            return self._numbers(
+                value, twins, f"{self.prefix}{node.name}_{name}", taken_apart(node, name)
+            )
         return self._arguments(value, twins)
 
-    def _numbers(self, value: Any, twins: list[Any], name: str) -> Any:
-        """Put whole numbers under ``code.<name>``."""
+    def _numbers(self, value: Any, twins: list[Any], name: str, fixed: set[int]) -> Any:
+        """Put whole numbers under ``code.<name>``; those at the places ``fixed`` are no candidates."""
         if type(value) is int:
             found = self._matched(value, twins)
             if isinstance(found, Affine) and found.offset:
@@ -342,7 +345,7 @@ class Builder:
                 out.append(found if plain else Number(name, i, True))
             else:
                 held.append(item)
-                out.append(Number(name, i))
+                out.append(item if i in fixed else Number(name, i))
         setattr(self.code, name, held)
         return out
 

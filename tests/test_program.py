@@ -24,6 +24,7 @@ from mint_deploy.program import Program
 from mint_deploy.program_export import export_program
 from mint_deploy.program_form import example_of, form_of
 from mint_deploy.repair import refit
+from mint_deploy.report.view import settings_rows
 from mint_deploy.surgery import cut
 from mint_deploy.trace import trace
 from mint_deploy.verify import prove
@@ -221,6 +222,29 @@ def test_a_part_under_no_grad_has_no_gradient():
     assert program.get_submodule("b").weight.grad is not None
 
 
+def test_heads_of_a_transformer_layer_leave_a_program():
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+            self.fc = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.layer(x).mean(1))
+
+    x = torch.randn(2, 5, 16)
+    program = export_program(fresh(Layer), x)
+    graph = trace(program, x)
+    assert {n: g.size for n, g in graph.groups.items()} == {
+        "layer.self_attn": 4,
+        "layer.linear1": 24,
+    }
+    slim, made, proof = prove(program, less(graph), x)
+    assert proof.max_error < 1e-12
+    assert not any(g.status == "rolled back" for g in proof.groups.values())
+    assert slim(torch.randn(3, 5, 16)).shape == (3, 3)  # "heads times samples" in the code follows
+
+
 def test_a_cut_program_is_cut_again():
     program = export_program(fresh(Splits), images())
     once, _, _ = prove(program, less(trace(program, images())), images())
@@ -281,15 +305,17 @@ def test_shared_tensors_flags_and_structures_stay():
 # ---------------------------------------------------------------- what torch.export refuses
 
 
-def test_code_that_branches_on_values_is_refused_in_one_line():
+def test_code_that_branches_on_values_is_refused_in_one_line(capfd):
     class Branches(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * 2 if x.sum() > 0 else x
 
     with pytest.raises(ModelError, match=r"torch\.export refuses this model") as caught:
         export_program(Branches(), torch.ones(2, 3))
+    assert "test_program.py:" in str(caught.value)
     assert "leave out --export-level" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_code_with_a_written_batch_is_fixed_to_it_and_says_so():
@@ -367,3 +393,35 @@ def test_a_child_named_code_is_in_the_way():
 
     with pytest.raises(ModelError, match="child named 'code'"):
         export_program(Coded(), torch.randn(2, 4))
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def test_a_run_cuts_the_program_and_its_folder_gives_it_back(tmp_path):
+    import mint_deploy as md
+
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 10
+    data = (torch.rand(60, 3, 8, 8), labels)
+    result = md.compress(
+        fresh(HardView), data, export_level=True, macs=0.6, epochs=1, images=32, until="export",
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert result.report["groups"]["groups"]
+    assert "exported program" in dict(settings_rows(result.report["run"]))["Model"]
+    slim = md.load(tmp_path / "run", HardView)
+    assert isinstance(slim, Program)
+    assert slim.code.view_size[1] == 16 * slim.get_submodule("features.0").weight.shape[0] < 256
+
+
+def test_a_run_refuses_a_program_of_one_batch(tmp_path):
+    class Two(HardView):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (2 if x.shape[0] == 3 else 1) ** 0.5
+
+    import mint_deploy as md
+
+    data = (torch.rand(60, 3, 8, 8), torch.arange(60) % 10)
+    with pytest.raises(ModelError, match=r"fixed to 2 samples: .*leave out --export-level"):
+        md.compress(fresh(Two), data, export_level=True, out=str(tmp_path / "run"))

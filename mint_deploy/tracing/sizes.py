@@ -38,7 +38,9 @@ class Late:
     where: str
 
 
-def note_late(t: Tracer, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+def note_late(
+    t: Tracer, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> None:
     """Note a call that makes a tensor, or takes a part of one that nothing was written into yet."""
     at = _SIZES_AT.get(name)
     if at is not None and isinstance(out, Tensor):
