@@ -172,6 +172,8 @@ class Part:
             x = torch.from_numpy(raw).permute(0, 3, 1, 2).to(torch.float32).contiguous().div_(255)
         else:
             x = torch.from_numpy(np.ascontiguousarray(raw))
+        # grey images count as contiguous with any stride of their one channel; view() fails on some
+        x = x.flatten().view(x.shape)
         along = (1, -1) + (1,) * (x.ndim - 2)
         if self._mean is not None:
             x = x - torch.tensor(self._mean, dtype=torch.float32).view(along)
