@@ -171,7 +171,7 @@ def _input_names(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]])
     ]
     if len(paths) == 1:
         return ("input",)
-    known = [
+    known = getattr(model, "argument_names", None) or [
         p.name
         for p in inspect.signature(model.forward).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)

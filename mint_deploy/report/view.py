@@ -303,8 +303,9 @@ def settings_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     if run["estimator"]:
         method += f" ({run['estimator']})"
     budget = ", ".join(f"{k} {words.significant(v)}" for k, v in run["budget"].items())
+    level = " – cut on the exported program" if run["settings"].get("export_level") else ""
     rows = [
-        ("Model", _value(run["model"]) + (" (the embedded demo)" if run["demo"] else "")),
+        ("Model", _value(run["model"]) + (" (the embedded demo)" if run["demo"] else "") + level),
         ("Data", _value(run["data"])),
         ("Target", _value(run["target"])),
         ("Criterion", words.plain(method)),
@@ -313,7 +314,7 @@ def settings_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Started", moment(run["created"] or words.NOT_HERE)),
         ("Plan digest", _value(run["plan_digest"])),
     ]
-    shown = {"model", "data", "target", "criterion", "estimator", "seed"}
+    shown = {"model", "data", "target", "criterion", "estimator", "seed", "export_level"}
     settings = {k: v for k, v in run["settings"].items() if k not in shown}
     rows += [(_title(k), _value(v)) for k, v in settings.items()]
     versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
