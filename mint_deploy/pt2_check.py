@@ -41,7 +41,8 @@ _LARGEST_JSON = 256 << 20
 _MOST_MEMBERS = 200_000
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,300}")
-_DOTTED = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+){0,50}")
+#: tensor names: keys of a ModuleDict may hold more than an identifier, and are written in quotes
+_DOTTED = re.compile(r"[\w\-:/+@# ]+(?:\.[\w\-:/+@# ]+){0,50}", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9_.+\- ]{0,300}")
 _OUTPUT_KEY = re.compile(r"[\w .:/\-]{0,200}")
 #: keys whose strings name a tensor of the state dict; all other names become Python source

@@ -102,6 +102,19 @@ def test_keyword_inputs_nested_outputs_tied_weights_and_buffers(
     assert [torch.equal(x, y) for x, y in zip(a["parts"], b["parts"], strict=True)] == [True, True]
 
 
+def test_names_that_are_no_identifiers(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("block1-0", nn.Linear(3, 4))
+    model.add_module("0/up: a@b #1", nn.Linear(4, 5))
+    x = torch.randn(2, 3)
+    save_pt2(model.eval(), tmp_path / "net.pt2", x)
+    with torch.no_grad():
+        assert torch.equal(load_pt2(tmp_path / "net.pt2")(x), model(x))
+    model.add_module('quote"', nn.Linear(5, 5))
+    with pytest.raises(ModelError, match="which is no name"):
+        save_pt2(model, tmp_path / "net.pt2", x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_and_memory_formats(dtype: torch.dtype, tmp_path: Path) -> None:
     model, inputs = slim_net("option_b")
