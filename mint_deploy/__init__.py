@@ -29,15 +29,19 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ does
     )
     from mint_deploy.bench import measure
     from mint_deploy.compare import compare
+    from mint_deploy.compose import compose
     from mint_deploy.criteria import score
     from mint_deploy.errors import MintDeployError
     from mint_deploy.export import export
+    from mint_deploy.loading import load
     from mint_deploy.moments import sample
     from mint_deploy.pipeline import compress
     from mint_deploy.plan import plan
+    from mint_deploy.program_export import export_program
+    from mint_deploy.pt2 import save_pt2
     from mint_deploy.recover import recover
     from mint_deploy.repair import repair
-    from mint_deploy.surgery import cut, load
+    from mint_deploy.surgery import cut
     from mint_deploy.target import Target
     from mint_deploy.trace import trace
     from mint_deploy.verify import verify
@@ -50,10 +54,13 @@ __all__ = [
     "score",
     "plan",
     "cut",
+    "compose",
     "verify",
     "repair",
     "recover",
     "export",
+    "save_pt2",
+    "export_program",
     "measure",
     "compare",
     "compress",
@@ -80,14 +87,17 @@ _WHERE = {
     "score": "criteria",
     "plan": "plan",
     "cut": "surgery",
+    "compose": "compose",
     "verify": "verify",
     "repair": "repair",
     "recover": "recover",
     "export": "export",
+    "save_pt2": "pt2",
+    "export_program": "program_export",
     "measure": "bench",
     "compare": "compare",
     "compress": "pipeline",
-    "load": "surgery",
+    "load": "loading",
     "Target": "target",
     "MintDeployError": "errors",
 }

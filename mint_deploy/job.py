@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mint_deploy import files, surgery, user_code
+from mint_deploy import files, loading, surgery, user_code
 from mint_deploy.artifacts import Accuracy, PruningPlan
 from mint_deploy.data import Part, Splits, as_splits, load_data
 from mint_deploy.errors import ConfigError, DataError, ModelError, RunFolderError
@@ -23,6 +23,8 @@ from mint_deploy.evaluate import Outcome, evaluate
 from mint_deploy.graph import Graph
 from mint_deploy.inference import usable_device
 from mint_deploy.models import LoadedModel, load_model, state_digest
+from mint_deploy.plan_file import read_plan
+from mint_deploy.program_export import export_program
 from mint_deploy.progress import Progress
 from mint_deploy.report.accuracy import LABELS
 from mint_deploy.runfolder import RunFolder
@@ -159,15 +161,32 @@ class Job:
     # ------------------------------------------------------------ the networks
 
     @cached_property
+    def network(self) -> nn.Module:
+        """What is cut: the modules of ``source``, or with ``--export-level`` their exported program.
+
+        Raises:
+            ModelError: torch.export refuses the model, or fixes it to one number of samples.
+        """
+        if not self.request.export_level:
+            return self.source.model
+        program = export_program(self.source.model, self.example)
+        if not program.graph.open_batch:
+            raise ModelError(
+                f"the exported program of {self.source.name} is fixed to {program.graph.batch} samples: "
+                f"{program.graph.why_closed}; leave out --export-level to cut the modules themselves"
+            )
+        return program
+
+    @cached_property
     def dense(self) -> nn.Module:
         """The network before the cut, with the weights that the run began with.
 
         Raises:
             RunFolderError: the weights are not those any more.
         """
-        model = self.source.model
+        model = self.network
         if (self.run / "dense.safetensors").exists():
-            surgery.read_tensors(model, self.run / "dense.safetensors")
+            loading.read_tensors(model, self.run / "dense.safetensors")
         known = self.facts.get("model_digest")
         if known not in (None, state_digest(model)):
             raise RunFolderError(
@@ -204,7 +223,7 @@ class Job:
     @property
     def plan(self) -> PruningPlan:
         """What stays; read anew each time, for it may be edited between two stages."""
-        return files.read_value(self.run / "plan.json", PruningPlan)
+        return read_plan(self.run / "plan.json")
 
     def slim(self, checkpoint: str) -> nn.Module:
         """Return the cut network with the weights of ``checkpoints/<checkpoint>.safetensors``."""
@@ -213,19 +232,19 @@ class Job:
     def slim_from(self, path: Path) -> nn.Module:
         """Return the cut network with the weights of a file."""
         model = surgery.cut(self.dense, self.plan)
-        surgery.read_tensors(model, path)
+        loading.read_tensors(model, path)
         return model.eval()
 
     def keep(self, model: nn.Module, *names: str, plan: PruningPlan | None = None) -> None:
         """Write a cut network's weights under each of ``names`` in the run folder."""
         about = {"model": self.source.spec, "plan": (plan or self.plan).digest()}
         for name in names:
-            surgery.save(model, self.run / name, metadata=about)
+            loading.save(model, self.run / name, metadata=about)
 
     def keep_dense(self, model: nn.Module) -> None:
         """Write the weights of a dense network that was trained on the spot."""
         about = {"model": self.source.spec}
-        surgery.save(model, self.run / "dense.safetensors", metadata=about)
+        loading.save(model, self.run / "dense.safetensors", metadata=about)
 
     # ------------------------------------------------------------ how right they are
 

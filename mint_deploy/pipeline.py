@@ -23,6 +23,7 @@ from mint_deploy.errors import (
     PromiseBroken,
     RunFolderError,
 )
+from mint_deploy.files import sha256
 from mint_deploy.folders import explain_full_disk
 from mint_deploy.progress import Progress
 from mint_deploy.runfolder import (
@@ -274,6 +275,11 @@ def _depends(opened: RunFolder, request: Request, stage: Stage) -> dict[str, Any
     """What a stage depends on beside files: its settings, and which network and data these are."""
     settings = request.settings()
     values = {name: settings[name] for name in stage.settings}
+    if stage.name == "plan" and request.plan:
+        # a file that is gone since is the one that was read
+        recorded = opened.manifest.stages.get("plan")
+        known = recorded.settings.get("plan_sha256") if recorded else None
+        values["plan_sha256"] = sha256(request.plan) if Path(request.plan).is_file() else known
     if stage.name != "prepare":
         facts = opened.manifest.facts
         values["digests"] = [facts.get("model_digest"), facts.get("data_digest")]

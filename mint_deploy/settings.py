@@ -31,6 +31,8 @@ __all__ = [
 #: the network that is trained on the spot when no model is named
 DEMO = "resnet8-digits"
 BUDGETS = ("ratio", "params", "macs")
+#: what decides what stays, unless a plan is given, which decides it all
+CHOICES = (*BUDGETS, "ignore", "round_to")
 DEFAULT_BUDGET = ("macs", 0.5)
 RECOVERIES = ("none", "bn", "refit", "train")
 DEVICES = ("cpu", "cuda")
@@ -40,15 +42,18 @@ DEVICES = ("cpu", "cuda")
 class Request:
     """What a run is asked for. Every field is also a flag and a key of ``mint.toml``.
 
-    ``params`` and ``macs`` are the fractions that stay, ``ratio`` the fraction of units that goes.
-    ``input`` includes the batch. ``workers`` is the number of CPU threads that PyTorch uses; it is
-    part of the settings because sums in another order give other last digits.
+    ``params`` and ``macs`` are the fractions that stay, ``ratio`` the fraction of units that goes;
+    ``plan`` is a file that says itself what stays. ``export_level`` cuts the program that ``torch.export``
+    makes of the model, whose numbers can be rewritten, instead of its modules. ``input`` includes the
+    batch. ``workers`` is the number of CPU threads that PyTorch uses; it is part of the settings because
+    sums in another order give other last digits.
     """
 
     model: str | None = None
     weights: str | None = None
     data: str | None = None
     input: tuple[int, ...] | None = None
+    export_level: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     resize: int | None = None
@@ -59,6 +64,7 @@ class Request:
     ratio: float | None = None
     params: float | None = None
     macs: float | None = None
+    plan: str | None = None
     max_accuracy_drop: float | None = None
     criterion: str = "mint"
     estimator: str | None = None
@@ -69,6 +75,7 @@ class Request:
     epochs: float | None = None
     lr: float | None = None
     distill: bool = True
+    pt2: bool = False
     seed: int = 0
     workers: int | None = None
     device: str = "cpu"
@@ -80,6 +87,11 @@ class Request:
             raise ConfigError(
                 f"{' and '.join('--' + n for n in given)} are two budgets; give one of "
                 f"{', '.join('--' + n for n in BUDGETS)}"
+            )
+        told = [name for name in CHOICES if getattr(self, name) not in (None, ())]
+        if self.plan is not None and told:
+            raise ConfigError(
+                f"--plan {self.plan} says itself what stays; leave {' and '.join(map(flag, told))} out"
             )
         for name, (holds, expected) in _RULES.items():
             value = getattr(self, name)
@@ -279,13 +291,22 @@ def _value(where: str, name: str, kind: str, value: Any) -> Any:
 def from_flags(flags: Mapping[str, Any], config: Mapping[str, Any]) -> Request:
     """Put flags (``None``: not given) over a config's keys over the defaults.
 
-    A budget among the flags replaces the config's, whichever budget that was.
+    A budget among the flags replaces the config's, whichever budget that was, and so does a plan.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    base = dict(config)
-    if any(name in given for name in BUDGETS):
-        base = {name: value for name, value in base.items() if name not in BUDGETS}
+    gives_way = _gives_way(given)
+    base = {name: value for name, value in config.items() if name not in gives_way}
     return Request(**{**base, **given})
+
+
+def _gives_way(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the settings that those given now replace: a budget another one, a plan all choices."""
+    if "plan" in given:
+        return CHOICES
+    out: tuple[str, ...] = (
+        ("plan",) if any(given.get(name) not in (None, ()) for name in CHOICES) else ()
+    )
+    return (*out, *BUDGETS) if any(name in given for name in BUDGETS) else out
 
 
 def restore(settings: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) -> Request:
@@ -305,9 +326,8 @@ def restore(settings: Mapping[str, Any], out: Path, changes: Mapping[str, Any]) 
         k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
     }
     given = {name: value for name, value in changes.items() if value is not None}
-    if any(name in given for name in BUDGETS):
-        given = {**dict.fromkeys(BUDGETS), **given}
-    return Request(**{**values, **given, "out": str(out)})
+    kept = {name: value for name, value in values.items() if name not in _gives_way(given)}
+    return Request(**{**kept, **given, "out": str(out)})
 
 
 def names_python(request: Request) -> list[str]:

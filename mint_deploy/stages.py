@@ -27,7 +27,7 @@ class Stage:
     repeat: bool = False
 
 
-_SOURCE = ("model", "weights", "data", "input", "mean", "std", "resize", "seed")
+_SOURCE = ("model", "weights", "data", "input", "export_level", "mean", "std", "resize", "seed")
 _JSON = ("plan.json", "cut.json", "accuracy.json", "deploy.json", "comparison.json")
 
 STAGES = (
@@ -48,14 +48,14 @@ STAGES = (
         title="rank the units",
         reads=("moments.npz",),
         writes=("scores.npz",),
-        settings=("criterion", "estimator", "seed"),
+        settings=("criterion", "estimator", "plan", "seed"),
     ),
     Stage(
         name="plan",
         title="choose what stays",
         reads=("scores.npz", "target.toml"),
         writes=("plan.json",),
-        settings=("ratio", "params", "macs", "ignore", "round_to"),
+        settings=("ratio", "params", "macs", "ignore", "round_to", "plan"),
     ),
     Stage(
         name="cut",
@@ -95,12 +95,14 @@ STAGES = (
         writes=(
             "dense.onnx",
             "model.onnx",
+            "model.pt2",
             "parity.npz",
             "deploy.json",
             "predicted.json",
             "bundle",
             "bundle.tar.gz",
         ),
+        settings=("pt2",),
     ),
     Stage(
         name="build",

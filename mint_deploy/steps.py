@@ -15,11 +15,12 @@ import torch
 
 from mint_deploy import batchnorm, files, plugins, trtexec
 from mint_deploy import bench as measuring
-from mint_deploy.artifacts import Accuracy, PruningPlan
+from mint_deploy.artifacts import Accuracy
 from mint_deploy.bundle import write_bundle
 from mint_deploy.criteria import read_scores, write_scores
 from mint_deploy.criteria import score as score_units
-from mint_deploy.errors import TargetError
+from mint_deploy.cut_record import cut_body
+from mint_deploy.errors import ModelError, TargetError
 from mint_deploy.evaluate import promise
 from mint_deploy.export import export as export_onnx
 from mint_deploy.export import parity_of
@@ -30,21 +31,22 @@ from mint_deploy.moments import sample as sample_moments
 from mint_deploy.onnx_cost import layer_costs
 from mint_deploy.parity import write_parity
 from mint_deploy.plan import plan as make_plan
+from mint_deploy.plan_file import by_hand, is_costed, read_plan, recosted
 from mint_deploy.predict import predict
+from mint_deploy.pt2 import save_pt2
 from mint_deploy.recover import recover as fine_tune
 from mint_deploy.recover import train_from_scratch
 from mint_deploy.repair import repair as refit
 from mint_deploy.report import render
 from mint_deploy.settings import DEMO
+from mint_deploy.surgery import check_plan
 from mint_deploy.target import load_target, to_toml
 from mint_deploy.verify import prove
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from mint_deploy.artifacts import ExportedModel
-    from mint_deploy.graph import Graph
-    from mint_deploy.verify import Proof
 
 #: how long the demo trains; its network is small and its images are few
 DEMO_EPOCHS = 15.0
@@ -80,7 +82,7 @@ def prepare(job: Job) -> None:
     with files.atomic(job.run / "target.toml") as part:
         part.write_text(to_toml(target), encoding="utf-8")
     source, splits = job.source, job.splits
-    job.traced(source.model)  # what cannot be cut is refused before anything is trained or written
+    job.traced(job.network)  # what cannot be cut is refused before anything is trained or written
     if not source.trained:
         if source.name == DEMO:
             _train(job)
@@ -112,7 +114,7 @@ def _train(job: Job) -> None:
     if (job.run / "dense.safetensors").exists():  # a killed run had come so far
         return
     trained = train_from_scratch(
-        job.source.model,
+        job.network,
         job.splits,
         epochs=DEMO_EPOCHS,
         seed=job.request.seed,
@@ -143,7 +145,10 @@ def sample(job: Job) -> None:
 
 
 def score(job: Job) -> None:
-    """Rank the units of every group."""
+    """Rank the units of every group; a plan that is given needs no ranks."""
+    if job.request.plan:
+        job.progress.say(f"  nothing is ranked: {job.request.plan} says what stays")
+        return
     scores = score_units(
         job.graph,
         read_moments(job.run / "moments.npz"),
@@ -155,7 +160,13 @@ def score(job: Job) -> None:
 
 
 def plan(job: Job) -> None:
-    """Choose how wide every group becomes, and which units stay."""
+    """Choose how wide every group becomes, and which units stay; or replay the plan that is given."""
+    if job.request.plan:
+        given = read_plan(job.request.plan)
+        check_plan(job.dense, given)
+        made = dataclasses.replace(by_hand(given, job.graph), model=job.source.spec)
+        files.write_value(job.run / "plan.json", made)
+        return
     budget: dict[str, Any] = dict([job.request.budget])
     made = make_plan(
         job.graph,
@@ -174,55 +185,21 @@ def plan(job: Job) -> None:
 
 def cut(job: Job) -> None:
     """Cut, prove the cut, roll back what is not proven; write what was carried out."""
-    wanted = job.plan
+    read = wanted = job.plan
+    if not is_costed(wanted):
+        job.progress.say("  plan.json was edited: what it costs is computed anew")
+        wanted = by_hand(wanted, job.graph)
     slim, made, proof = prove(job.dense, wanted, job.example, seed=job.request.seed)
     for name, group in proof.groups.items():
         if group.status == "rolled back":
             job.progress.warn(f"group {name} was not cut: {group.reason}")
-    if made is not wanted:  # what was rolled back costs what it did
-        after = job.graph.cost_of({g.name: g.keep for g in made.groups})
-        made = dataclasses.replace(made, after=after)
+    if not is_costed(made):  # what was rolled back costs what it did
+        made = recosted(made, job.graph)
     job.keep(slim, "checkpoints/cut.safetensors", "slim.safetensors", plan=made)
-    files.write_json(job.run / "cut.json", _cut_body(job.graph, made, proof), kind="Cut")
-    if made is not wanted:
+    files.write_json(job.run / "cut.json", cut_body(job.graph, made, proof), kind="Cut")
+    if made is not read:
         files.write_value(job.run / "plan.json", made)
     job.judge("cut", slim)
-
-
-def _cut_body(graph: Graph, made: PruningPlan, proof: Proof) -> dict[str, Any]:
-    sizes = graph.sizes({g.name: g.keep for g in made.groups})
-    before, after = graph.layer_macs(graph.shapes), graph.layer_macs(sizes)
-    return {
-        "cost_before": graph.cost,
-        "cost_after": graph.cost_of({g.name: g.keep for g in made.groups}),
-        "seconds": {"gate": proof.seconds},
-        "max_error": proof.max_error,
-        "groups": {
-            name: {
-                "size": g.size,
-                "kept": g.kept,
-                "layers": g.layers,
-                "permutation": max(proof.permutation, proof.permutation_redrawn),
-                "restriction": max(proof.restriction, proof.restriction_redrawn),
-                "power": "not sampled" if g.power is None else g.power,
-                "status": g.status,
-                "reason": g.reason,
-            }
-            for name, g in proof.groups.items()
-        },
-        "frozen": made.frozen,
-        "layers": [
-            {
-                "name": layer.name,
-                "kind": layer.kind,
-                "before": graph.shapes[weight][layer.out_dim],
-                "after": sizes[weight][layer.out_dim],
-                "macs_before": before[weight],
-                "macs_after": after[weight],
-            }
-            for weight, layer in graph.layers.items()
-        ],
-    }
 
 
 def repair(job: Job) -> None:
@@ -314,6 +291,8 @@ def export(job: Job) -> None:
             std=splits.std,
             parity_inputs=samples,
         )
+    if job.request.pt2:
+        _save_pt2(job, networks["slim"], samples)
     write_parity(job.run / "parity.npz", parity_of(networks, samples, class_names=names))
     body = {
         **exported,
@@ -326,6 +305,16 @@ def export(job: Job) -> None:
     files.write_json(job.run / "deploy.json", body, kind="Deploy")
     _predict(job)
     write_bundle(job.run.path, job.target)
+
+
+def _save_pt2(job: Job, slim: nn.Module, samples: Tensor) -> None:
+    """Write model.pt2, for any batch where the network allows it."""
+    path, about = job.run / "model.pt2", {"model": job.source.spec, "plan": job.plan.digest()}
+    try:
+        save_pt2(slim, path, samples, dynamic_batch=True, about=about)
+    except ModelError as error:
+        job.progress.warn(f"model.pt2 is for batches of {job.target.batch} alone: {error}")
+        save_pt2(slim, path, samples[: job.target.batch], about=about)
 
 
 def _predict(job: Job) -> None:

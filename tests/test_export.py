@@ -422,7 +422,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, capfd, model, opt
 def test_inputs_without_a_tensor_or_a_sample(tmp_path):
     with pytest.raises(TraceError, match="hold no tensor"):
         export(Tiny(), tmp_path / "m.onnx", 3, target())
-    with pytest.raises(ModelError, match="hold no sample"):
+    with pytest.raises(TraceError, match="hold no sample"):
         export(Tiny(), tmp_path / "m.onnx", samples(0), target())
     assert empty(tmp_path)
 

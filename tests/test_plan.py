@@ -347,7 +347,7 @@ def test_budgets_that_make_no_sense_are_refused(budget: dict[str, object], words
 
 def test_a_plan_by_hand_leaves_the_rest_whole() -> None:
     _, _, graph = traced("option_b")
-    made = make_plan(graph, {"conv1": (3, 1, 1, 15)}, model="mine", notes=["hello"])
+    made = make_plan(graph, {"conv1": (3, 1, 15)}, model="mine", notes=["hello"])
     assert made.groups[1].keep == (1, 3, 15)
     assert [len(g.keep) for g in made.groups] == [8, 3, 16]
     assert (made.model, made.criterion, made.notes) == ("mine", "by hand", ("hello",))

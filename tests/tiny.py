@@ -65,7 +65,7 @@ def train(folder: Path) -> None:
     from mint_deploy.data import load_data
     from mint_deploy.models import load_model
     from mint_deploy.recover import train_from_scratch
-    from mint_deploy.surgery import save
+    from mint_deploy.loading import save
 
     net = load_model(f"{folder}/net.py:make").model
     data = load_data(f"npz:{folder}/data.npz")

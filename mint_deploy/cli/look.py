@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mint_deploy.cli import options as o
-from mint_deploy.cli import show
+from mint_deploy.cli import plans, show
 from mint_deploy.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,23 +24,27 @@ def doctor(
     model: o.Model = None,
     weights: o.Weights = None,
     input: o.Input = None,  # noqa: A002 - the flag is called so
+    export_level: o.ExportLevel = None,
     machine: Annotated[bool, typer.Option("--machine", help="How quiet this machine is.")] = False,
     json: o.Json = False,
 ) -> None:
     """Say what can be cut and why the rest cannot; what is installed; how quiet the machine is."""
     if model is not None:
-        _model(model, weights, input, as_json=json)
+        _model(model, weights, input, exported=bool(export_level), as_json=json)
     elif machine:
         _machine(as_json=json)
     else:
         _installation(as_json=json)
 
 
-def _model(model: str, weights: str | None, sizes: str | None, *, as_json: bool) -> None:
+def _model(
+    model: str, weights: str | None, sizes: str | None, *, exported: bool, as_json: bool
+) -> None:
     import torch
 
     from mint_deploy.errors import ModelError
     from mint_deploy.models import load_model
+    from mint_deploy.program_export import export_program
     from mint_deploy.settings import parse_input
     from mint_deploy.trace import trace
 
@@ -48,11 +52,15 @@ def _model(model: str, weights: str | None, sizes: str | None, *, as_json: bool)
     shape = parse_input(sizes) if sizes else loaded.input_shape and (1, *loaded.input_shape)
     if not shape:
         raise ModelError(f"the input size of {model} is not known; give it as --input 1x3x32x32")
-    graph = trace(loaded.model, torch.zeros(shape))
+    example = torch.zeros(shape)
+    network = export_program(loaded.model, example) if exported else loaded.model
+    graph = trace(network, example)
     if as_json:
         show.print_json(_graph_body(graph))
         return
     print(graph)
+    if not exported and any("the code" in why for why in graph.frozen.values()):
+        print("Numbers written in the code freeze some of these: --export-level may free them.")
 
 
 def _graph_body(graph: Graph) -> dict[str, Any]:
@@ -184,8 +192,9 @@ def inspect(
         show.print_json(found)
         return
     print(f"{file}: {found['what']}")
+    tables = plans.tables(found) if found["what"] == plans.WHAT else []
     rows = [[k, str(v)] for k, v in found.items() if k != "what" and v not in (None, "", {}, [])]
-    print(show.table(rows))
+    print("\n\n".join([show.table(rows), *tables]))
 
 
 def _inspected(path: Path) -> dict[str, Any]:
@@ -195,6 +204,8 @@ def _inspected(path: Path) -> dict[str, Any]:
         return _inspected_folder(path)
     if path.suffix == ".onnx":
         return _inspected_onnx(path)
+    if path.suffix == ".pt2":
+        return _inspected_pt2(path)
     if path.suffix == ".npz":
         from mint_deploy.files import read_arrays
 
@@ -274,9 +285,6 @@ def _product(shape: list[int]) -> int:
 def _inspected_json(path: Path) -> dict[str, Any]:
     import json
 
-    from mint_deploy.artifacts import PruningPlan
-    from mint_deploy.files import read_value
-
     try:
         body = json.loads(path.read_text(encoding="utf-8").partition("\n{")[0])
     except (OSError, ValueError) as error:
@@ -291,20 +299,18 @@ def _inspected_json(path: Path) -> dict[str, Any]:
             k: f"{len(v)} entries" for k, v in body.items() if isinstance(v, (list, dict))
         }
         return {"what": f"a {body.pop('kind')}", **body}
-    plan = read_value(path, PruningPlan)
+    return plans.inspected(path, str(body.get("written_by")))
+
+
+def _inspected_pt2(path: Path) -> dict[str, Any]:
+    from mint_deploy.pt2_check import check_pt2
+
+    archive = check_pt2(path)
     return {
-        "what": "a PruningPlan",
-        "written_by": body["written_by"],
-        "model": plan.model,
-        "digest": plan.digest(),
-        "criterion": plan.criterion,
-        "estimator": plan.estimator,
-        "budget": dict(plan.budget),
-        "target": plan.target,
-        "seed": plan.seed,
-        "macs": f"{plan.after.macs} of {plan.before.macs}",
-        "params": f"{plan.after.params} of {plan.before.params}",
-        "widths": {g.name: f"{len(g.keep)} of {g.size}" for g in plan.groups},
-        "frozen": dict(plan.frozen),
-        "notes": list(plan.notes),
+        "what": "an exported program without pickles",
+        "torch": archive.model.get("torch_version"),
+        "tensors": len(archive.weights["config"]) + len(archive.constants["config"]),
+        "bytes": sum(len(data) for data in archive.payloads.values()),
+        "operators": list(archive.operators),
+        **archive.about,
     }

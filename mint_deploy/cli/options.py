@@ -50,6 +50,14 @@ Input = Annotated[
     str | None,
     _option(_WHAT, "Sizes with the batch.", "--input", metavar="1x3x32x32"),
 ]
+ExportLevel = Annotated[
+    bool | None,
+    _option(
+        _WHAT,
+        "Cut the exported program: numbers written in the code adapt, too.",
+        "--export-level",
+    ),
+]
 Target = Annotated[
     str | None,
     _option(_WHAT, "A name of `targets`, or a .toml.", "--target", metavar="NAME|FILE"),
@@ -83,6 +91,15 @@ Macs = Annotated[
         _BUDGET,
         "Fraction of the multiply-adds to keep.",
         "--macs",
+    ),
+]
+Plan = Annotated[
+    str | None,
+    _option(
+        _BUDGET,
+        "Replay a plan.json, edited or not, instead of choosing.",
+        "--plan",
+        metavar="FILE",
     ),
 ]
 MaxDrop = Annotated[
@@ -189,6 +206,10 @@ Metric = Annotated[
 
 # ---------------------------------------------------------------- running
 
+Pt2 = Annotated[
+    bool | None,
+    _option(_RUNNING, "Write model.pt2, too: PyTorch's own, without pickles.", "--pt2"),
+]
 Out = Annotated[
     str | None,
     _option(_RUNNING, "Run folder: runs/<model>-<target>.", "--out", metavar="DIR"),

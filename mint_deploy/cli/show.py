@@ -35,7 +35,8 @@ def dry_run(outlook: Outlook, request: Request, *, as_json: bool) -> None:
         print_json({"settings": request.settings(), "outlook": outlook})
         return
     name, value = request.budget
-    print(f"{request.model_name} for {outlook.target}, --{name} {value:g}, in {outlook.folder}")
+    choice = f"--plan {request.plan}" if request.plan else f"--{name} {value:g}"
+    print(f"{request.model_name} for {outlook.target}, {choice}, in {outlook.folder}")
     rows = [
         [s.name, "done before" if s.name in outlook.done else s.title, ", ".join(s.writes)]
         for s in outlook.stages

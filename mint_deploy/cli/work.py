@@ -31,11 +31,13 @@ def compress(
     weights: o.Weights = None,
     data: o.Data = None,
     input: o.Input = None,  # noqa: A002 - the flag is called so
+    export_level: o.ExportLevel = None,
     target: o.Target = None,
     power_mode: o.PowerMode = None,
     ratio: o.Ratio = None,
     params: o.Params = None,
     macs: o.Macs = None,
+    plan: o.Plan = None,
     max_accuracy_drop: o.MaxDrop = None,
     criterion: o.Criterion = None,
     estimator: o.Estimator = None,
@@ -51,6 +53,7 @@ def compress(
     resize: o.Resize = None,
     loss: o.Loss = None,
     metric: o.Metric = None,
+    pt2: o.Pt2 = None,
     out: o.Out = None,
     resume: o.Resume = False,
     force: o.Force = False,
@@ -75,6 +78,7 @@ def score(
     weights: o.Weights = None,
     data: o.Data = None,
     input: o.Input = None,  # noqa: A002 - the flag is called so
+    export_level: o.ExportLevel = None,
     target: o.Target = None,
     power_mode: o.PowerMode = None,
     criterion: o.Criterion = None,
@@ -166,6 +170,7 @@ def _plan(
     ratio: o.Ratio = None,
     params: o.Params = None,
     macs: o.Macs = None,
+    plan: o.Plan = None,
     ignore: o.Ignore = None,
     round_to: o.RoundTo = None,
     force: o.Force = False,
@@ -177,11 +182,34 @@ def _plan(
         "ratio": ratio,
         "params": params,
         "macs": macs,
+        "plan": plan,
         "ignore": tuple(ignore) if ignore else None,
         "round_to": round_to,
         "force": force,
     }
     _advance(run, "plan", changes, json=json, quiet=quiet)
+
+
+def _cut(
+    run: o.Run,
+    plan: o.Plan = None,
+    force: o.Force = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Cut, and prove the cut; what is not proven is rolled back."""
+    _advance(run, "cut", {"plan": plan, "force": force}, json=json, quiet=quiet)
+
+
+def _export(
+    run: o.Run,
+    pt2: o.Pt2 = None,
+    force: o.Force = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write ONNX, compare it with PyTorch, and pack the bundle."""
+    _advance(run, "export", {"pt2": pt2, "force": force}, json=json, quiet=quiet)
 
 
 def _recover(
@@ -230,9 +258,9 @@ def _plain(stage: str, text: str) -> Callable[..., None]:
 #: ``bench RUN`` stands with ``bench FILE`` in :mod:`mint_deploy.cli.measure`
 STAGE_COMMANDS: dict[str, Callable[..., None]] = {
     "plan": _plan,
-    "cut": _plain("cut", "Cut, and prove the cut; what is not proven is rolled back."),
+    "cut": _cut,
     "recover": _recover,
-    "export": _plain("export", "Write ONNX, compare it with PyTorch, and pack the bundle."),
+    "export": _export,
     "build": _plain("build", "Make an engine for this machine."),
     "report": _report,
 }
