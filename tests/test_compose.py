@@ -21,15 +21,18 @@ from mint_deploy.surgery import cut
 from mint_deploy.trace import trace
 from mint_deploy.verify import prove
 
-KINDS = (int, float, str, bool, tuple, list)
+
+def is_plain(value: object) -> bool:
+    """Numbers, texts, and lists of them (an LSTM has lists of parameters)."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    return isinstance(value, (int, float, str))
 
 
 def attributes(model: nn.Module) -> dict[str, dict[str, object]]:
     """What every module says of itself."""
     return {
-        name: {
-            k: v for k, v in vars(module).items() if isinstance(v, KINDS) and "Param" not in repr(v)
-        }
+        name: {k: v for k, v in vars(module).items() if is_plain(v)}
         for name, module in model.named_modules()
     }
 

@@ -63,9 +63,9 @@ SMALL = {"model": "net.py:make", "data": "npz:data.npz", "epochs": 2.0, "workers
 def train(folder: Path) -> None:
     """Write ``net.safetensors``: weights of ``net.py:make`` that tell the classes apart."""
     from mint_deploy.data import load_data
+    from mint_deploy.loading import save
     from mint_deploy.models import load_model
     from mint_deploy.recover import train_from_scratch
-    from mint_deploy.loading import save
 
     net = load_model(f"{folder}/net.py:make").model
     data = load_data(f"npz:{folder}/data.npz")

@@ -63,7 +63,7 @@ def test_public_names() -> None:
     assert set(mint_deploy.__all__) == {
         "__version__",
         "trace", "sample", "score", "plan", "cut", "compose", "verify", "repair", "recover", "export",
-        "save_pt2", "measure", "compare", "compress", "load",
+        "save_pt2", "export_program", "measure", "compare", "compress", "load",
         "Accuracy", "Comparison", "Engine", "ExportedModel", "Importance", "Machine",
         "Measurement", "Moments", "PruningPlan", "Target",
         "MintDeployError",

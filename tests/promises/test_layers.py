@@ -21,7 +21,8 @@ LAYERS = {
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
         "moments", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
         "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
-        "sensitivity", "silence", "pt2", "pt2_check", "pt2_formula", "compose", "plan_file", "loading", "user_model",
+        "sensitivity", "silence", "pt2", "pt2_check", "pt2_formula", "compose", "plan_file", "loading",
+        "user_model",
         "program", "program_axes", "program_export", "program_form", "program_graph",
     },
     "pipeline": {
