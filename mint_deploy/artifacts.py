@@ -42,7 +42,11 @@ __all__ = [
     "Member",
     "Moments",
     "PlanGroup",
+    "PlanLayer",
+    "Positions",
     "PruningPlan",
+    "ScaleFold",
+    "Statistic",
     "TaskSpec",
     "TensorSpec",
 ]
@@ -173,6 +177,45 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """Where the units of a group lie along an axis of an activation; ``index`` is ``[units, m]``."""
+
+    group: str
+    index: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic:
+    """A place where the network computes over channels: after a cut, over those that stay.
+
+    ``op`` is the operator's name in ATen, ``call`` counts its calls from 0, ``axis`` (negative) is the
+    axis of its first operand along which ``length`` channels lie. Removing a unit is not the same
+    as zeroing it there: a mean, a softmax or a product over channels changes.
+    """
+
+    op: str
+    call: int
+    axis: int
+    length: int
+    of: tuple[Positions, ...]
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleFold:
+    """The scale of attention follows from the head width, so a narrower head asks for a factor.
+
+    The rows of ``tensor`` along dimension 0 that ``rows`` lists (those that stay) are multiplied by
+    ``sqrt(width left / width before)``; ``positions`` says whose units the head's width is made of.
+    """
+
+    tensor: str
+    rows: tuple[int, ...]
+    width: int
+    positions: tuple[Positions, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanGroup:
     """One pruning group: ``keep`` is sorted; ``members`` say which slices each unit owns."""
 
@@ -190,8 +233,23 @@ class PlanGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanLayer:
+    """A layer before the cut: the ``shape`` of its weight, and its multiply-adds for one sample."""
+
+    weight: str
+    kind: str
+    shape: tuple[int, ...]
+    out_dim: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PruningPlan:
-    """Which units stay, in every group; enough to replay the cut on a fresh copy of the model."""
+    """Which units stay, in every group; enough to replay the cut on a fresh copy of the model.
+
+    ``costed`` is the digest that ``after`` belongs to, ``structure`` a hash over all that is not to be
+    edited by hand (see :mod:`mint_deploy.plan_file`); both may be empty.
+    """
 
     model: str
     groups: tuple[PlanGroup, ...]
@@ -206,6 +264,16 @@ class PruningPlan:
     seed: int
     inputs: tuple[TensorSpec, ...] = ()
     notes: tuple[str, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    folds: tuple[ScaleFold, ...] = ()
+    layers: tuple[PlanLayer, ...] = ()
+    costed: str = ""
+    structure: str = ""
+
+    @property
+    def restricted(self) -> frozenset[str]:
+        """Names of the groups that a statistic over channels crosses: cut, they are not as if zeroed."""
+        return frozenset(p.group for s in self.statistics for p in s.of)
 
     def slices(self, model: object = None) -> dict[str, dict[int, list[int]]]:  # noqa: ARG002  # symmetry
         """Return ``{parameter name: {dim: sorted removed indices}}``.

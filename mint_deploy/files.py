@@ -41,6 +41,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+#: letters of an object that still stands on one line, of a line of short entries, and of such an entry
+ONE_LINE, WRAP, SHORT = 200, 100, 24
+
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -82,6 +85,8 @@ def encode(value: Any) -> Any:
             "reads": value.reads,
             "index": _pack_index(np.asarray(value.index)),
         }
+    if isinstance(value, artifacts.Positions):
+        return {"group": value.group, "index": _pack_index(np.asarray(value.index))}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -110,6 +115,8 @@ def decode(cls: type[T], data: Any, *, where: str = "") -> T:
         raise DataError(f"{where}: expected an object, found {type(data).__name__}")
     if cls is artifacts.Member:
         return typing.cast(T, _decode_member(data, where))
+    if cls is artifacts.Positions:
+        return typing.cast(T, _decode_positions(data, where))
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     unknown = sorted(set(data) - set(fields))
@@ -166,21 +173,31 @@ def _pack_index(index: np.ndarray) -> Any:
     return index.tolist()
 
 
+def _unpack_index(packed: Any) -> artifacts.Ints:
+    if isinstance(packed, dict):
+        units = np.arange(packed["units"])[:, None] * packed["step"] + packed["start"]
+        index: artifacts.Ints = units + np.arange(packed["block"])
+    else:
+        index = np.asarray(packed, dtype=np.int64)
+        index = index.reshape(len(packed), -1)
+    return index.astype(np.int64)
+
+
+def _decode_positions(data: dict[str, Any], where: str) -> artifacts.Positions:
+    try:
+        return artifacts.Positions(group=str(data["group"]), index=_unpack_index(data["index"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: not positions of a pruning group ({error})") from error
+
+
 def _decode_member(data: dict[str, Any], where: str) -> artifacts.Member:
     try:
-        packed = data["index"]
-        if isinstance(packed, dict):
-            units = np.arange(packed["units"])[:, None] * packed["step"] + packed["start"]
-            index = units + np.arange(packed["block"])
-        else:
-            index = np.asarray(packed, dtype=np.int64)
-            index = index.reshape(len(packed), -1)
         return artifacts.Member(
             tensor=str(data["tensor"]),
             dim=int(data["dim"]),
             length=int(data["length"]),
             reads=bool(data["reads"]),
-            index=index.astype(np.int64),
+            index=_unpack_index(data["index"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a member of a pruning group ({error})") from error
@@ -191,7 +208,41 @@ def write_json(path: str | os.PathLike[str], data: Any, *, kind: str) -> None:
     body = {"kind": kind, "schema": artifacts.SCHEMA, "written_by": f"mint-deploy {__version__}"}
     body.update(encode(data))
     with atomic(path) as part:
-        part.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(_readable(body) + "\n", encoding="utf-8")
+
+
+def _readable(value: Any, depth: int = 0) -> str:
+    """JSON for people: what fits on a line stands on one, and lists of short entries are wrapped."""
+    if not isinstance(value, (dict, list)) or not value:
+        return json.dumps(value, allow_nan=False)
+    if isinstance(value, dict):
+        left, right = "{", "}"
+        parts = [f"{json.dumps(k)}: {_readable(v, depth + 1)}" for k, v in value.items()]
+    else:
+        left, right = "[", "]"
+        parts = [_readable(v, depth + 1) for v in value]
+    flat = ", ".join(parts)
+    if depth and len(flat) <= ONE_LINE and "\n" not in flat:
+        return left + flat + right
+    pad = " " * (depth + 1)
+    if isinstance(value, list) and max(map(len, parts)) <= SHORT:
+        body = f"\n{pad}".join(_wrapped(parts))
+    else:
+        body = f",\n{pad}".join(parts)
+    return f"{left}\n{pad}{body}\n{pad[:-1]}{right}"
+
+
+def _wrapped(parts: list[str]) -> Iterator[str]:
+    """Yield lines of comma-separated parts."""
+    line = ""
+    for i, part in enumerate(parts):
+        text = part if i + 1 == len(parts) else part + ","
+        if line and len(line) + 1 + len(text) > WRAP:
+            yield line
+            line = text
+        else:
+            line = f"{line} {text}" if line else text
+    yield line
 
 
 def read_json(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:

@@ -18,7 +18,10 @@ from torch.overrides import TorchFunctionMode
 from mint_deploy.artifacts import PlanGroup, PruningPlan
 from mint_deploy.errors import MintDeployError, TraceError
 from mint_deploy.inputs import Call, call, in_dtype, outputs_of, random_like
+from mint_deploy.reference import Restricted
+from mint_deploy.tracing.plainly import plainly
 from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.user_model import copied
 
 __all__ = [
     "baseline",
@@ -26,6 +29,7 @@ __all__ = [
     "permuted",
     "prepared",
     "redrawn",
+    "reference",
     "relative_error",
     "run",
     "sabotaged",
@@ -34,7 +38,7 @@ __all__ = [
 
 def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy in evaluation mode, in ``dtype``, on the CPU."""
-    made = copy.deepcopy(model).to("cpu").eval()
+    made = copied(model).to("cpu").eval()
     for tensor in tensors_of(made).values():
         tensor.data = in_dtype(tensor.data, dtype)
     return made
@@ -91,7 +95,7 @@ def baseline(model: nn.Module, inputs: Call) -> list[Tensor]:
         dtype = next(iter(tensors_of(model).values())).dtype
         raise TraceError(
             f"cuts are checked in {str(dtype).removeprefix('torch.')}, where the model raises "
-            f"{type(error).__name__}: {error}; let it follow the dtype of its inputs and weights"
+            f"{type(error).__name__}: {error}; give inputs that it accepts, and let it follow their dtype"
         ) from error
 
 
@@ -175,6 +179,22 @@ def masked(model: nn.Module, plan: PruningPlan) -> nn.Module:
                     gone = torch.from_numpy(member.index[removed].reshape(-1))
                     tensors[member.tensor].index_fill_(member.dim, gone, 0.0)
     return made
+
+
+def reference(model: nn.Module, plan: PruningPlan, inputs: Call) -> list[Tensor]:
+    """Return what the cut network must compute: the dense one's outputs on the kept units alone.
+
+    Raises:
+        SurgeryError: the network ran otherwise than when it was traced.
+    """
+    made = masked(model, plan)
+    if not plan.statistics:
+        return run(made, inputs)
+    restricted = Restricted(plan)
+    with plainly(), restricted:
+        outputs = run(made, inputs)
+    restricted.check()
+    return outputs
 
 
 def _cycle(size: int, random: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -6,32 +6,44 @@ finds into *pruning groups*. ``print(graph)`` explains them.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from mint_deploy.artifacts import Constant, Cost, Ints, Member, TensorSpec
+from mint_deploy.artifacts import (
+    Constant,
+    Cost,
+    Ints,
+    Member,
+    ScaleFold,
+    Statistic,
+    TensorSpec,
+)
+from mint_deploy.attention import open_attention
 from mint_deploy.errors import MintDeployError, TraceError
 from mint_deploy.inputs import Call, call, not_nan, outputs_of, specs_of
 from mint_deploy.tracing.assemble import Found, assemble, without_groups
+from mint_deploy.tracing.heads import HEADS, turned
 from mint_deploy.tracing.ledger import Layer
+from mint_deploy.tracing.plainly import plainly
 from mint_deploy.tracing.tracer import Tracer, mark_attributes, tensors_of
+from mint_deploy.user_model import copied
 
 __all__ = ["Graph", "Group", "Layer", "LiveBytes", "find_groups"]
 
 _HERE = Path(__file__).parent
-_NOT_THE_USERS = tuple(
-    str(p)
-    for p in (Path(torch.__file__).parent, _HERE / "tracing", _HERE / "inputs.py", Path(__file__))
+_NOT_THE_USERS = (
+    *(f"{p}{os.sep}" for p in (Path(torch.__file__).parent, _HERE / "tracing")),
+    str(_HERE / "inputs.py"),
+    str(Path(__file__)),
 )
 
 
@@ -40,6 +52,8 @@ class Group:
     """A pruning group: ``size`` units that own the same kind of slices in the same tensors.
 
     ``producers`` and ``consumers`` are weights' names: whose outputs the units are, and who reads them.
+    ``restricted``: where the network computes over the group's channels (LayerNorm, say), so that a cut
+    restricts that to the channels that stay. ``assumed``: lines of the user's code that are believed to adapt.
     """
 
     name: str
@@ -47,6 +61,8 @@ class Group:
     members: tuple[Member, ...]
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
+    restricted: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +80,8 @@ class LiveBytes:
 class Graph:
     """What can be cut, what is frozen and why, and what everything costs.
 
-    ``tensors`` are the traced model's own parameters and buffers by name (not copies).
+    ``tensors`` are the traced model's own parameters and buffers by name (not copies). ``attention``:
+    ``heads`` or ``width``, whichever leaves; empty where no product of activations was seen.
     """
 
     groups: Mapping[str, Group]
@@ -80,6 +97,9 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     batch: int
     notes: tuple[str, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    folds: tuple[ScaleFold, ...] = ()
+    attention: str = ""
 
     @property
     def units(self) -> int:
@@ -144,6 +164,8 @@ class Graph:
                 **{n: g for n, g in self.groups.items() if n in groups},
             },
             constants=without_groups(self.constants, groups),
+            statistics=_less(self.statistics, groups),
+            folds=tuple(f for f in self.folds if not {p.group for p in f.positions} & set(groups)),
         )
 
     def macs_share(self, group: Group) -> float:
@@ -174,13 +196,29 @@ class Graph:
                 f"  with {couple}{' ...' if len(group.producers) > 4 else ''}" if couple else ""
             )
             lines.append(f"  {group.name:<32} {group.size:>5} units{couple}")
+        lines += [
+            f"  {name:<32} restricted: {'; '.join(group.restricted[:2])}"
+            for name, group in self.groups.items()
+            if group.restricted
+        ]
         lines += [f"  {name:<32} frozen: {reason}" for name, reason in self.frozen.items()]
         return "\n".join(lines)
 
 
-def find_groups(model: nn.Module, inputs: Call) -> Graph:
+def _less(statistics: Iterable[Statistic], gone: Container[str]) -> tuple[Statistic, ...]:
+    """Return the statistics without the groups that stay whole."""
+    kept = []
+    for statistic in statistics:
+        of = tuple(p for p in statistic.of if p.group not in gone)
+        if of:
+            kept.append(dataclasses.replace(statistic, of=of))
+    return tuple(kept)
+
+
+def find_groups(model: nn.Module, inputs: Call, *, attention: str = HEADS) -> Graph:
     """Find the pruning groups of ``model`` by running a deep copy of it once on labels.
 
+    ``attention``: whole ``heads`` leave, or the ``width`` of every head (where the code allows either).
     :func:`mint_deploy.trace.trace` calls this and then probes what was found.
 
     Raises:
@@ -189,13 +227,13 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
     inputs = tree_map_only(torch.Tensor, lambda x: x.to("cpu"), inputs)
     notes = _run_plain(_copied(model), inputs)
     try:
-        graph = _traced(_copied(model), inputs, marked=True)
+        graph = _found(model, inputs, attention, marked=True)
     except MintDeployError:
         raise
     except Exception:  # noqa: BLE001  # whatever the user's code raises on marked numbers
         # Code that inspects the exact type of its whole numbers: trace without their origins.
         try:
-            graph = _traced(_copied(model), inputs, marked=False)
+            graph = _found(model, inputs, attention, marked=False)
         except MintDeployError:
             raise
         except Exception as error:
@@ -206,30 +244,17 @@ def find_groups(model: nn.Module, inputs: Call) -> Graph:
     return dataclasses.replace(graph, tensors=tensors_of(model), notes=(*notes, *graph.notes))
 
 
+def _found(model: nn.Module, inputs: Call, attention: str, *, marked: bool) -> Graph:
+    """Trace; where attention can be cut in two ways, trace again the way that is wanted."""
+    tracer = _traced(made := _copied(model), inputs, marked=marked, turns={})
+    turns = turned(tracer.views, attention)
+    if turns:
+        tracer = _traced(made := _copied(model), inputs, marked=marked, turns=turns)
+    return _as_graph(made, inputs, tracer, attention)
+
+
 def _copied(model: nn.Module) -> nn.Module:
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"'{name}'" if name else "the model"
-            raise TraceError(
-                f"{where} is TorchScript; give the Python module that it was made from"
-            )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(tensor):
-            raise TraceError(
-                f"'{name}' has no shape yet; run the model once, so that it is initialised"
-            )
-        if tensor.is_meta:
-            raise TraceError(f"'{name}' is a meta tensor; load real weights first")
-        if tensor.is_quantized:
-            raise TraceError(f"'{name}' is quantised; cut the float model, then quantise")
-    try:
-        made = copy.deepcopy(model)
-    except Exception as error:
-        raise TraceError(
-            f"the model cannot be copied ({error}); modules that hold open files, generators or "
-            "non-leaf tensors must drop them first"
-        ) from error
-    return made.to("cpu").eval()
+    return copied(model).to("cpu").eval()
 
 
 def _run_plain(model: nn.Module, inputs: Call) -> list[str]:
@@ -261,17 +286,18 @@ def _line_of(error: Exception) -> str:
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
 
 
-def _traced(model: nn.Module, inputs: Call, *, marked: bool) -> Graph:
+def _traced(model: nn.Module, inputs: Call, *, marked: bool, turns: Mapping[int, int]) -> Tracer:
+    for module in model.modules():
+        open_attention(module)
     if marked:
         mark_attributes(model)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            tracer = Tracer(model, marked=marked)
-            tracer.run(model, *inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.random.fork_rng(devices=[]), plainly():
+        tracer = Tracer(model, marked=marked, turns=turns)
+        tracer.run(model, *inputs)
+    return tracer
+
+
+def _as_graph(model: nn.Module, inputs: Call, tracer: Tracer, attention: str) -> Graph:
     sizes = [x.shape for x in tree_flatten(inputs)[0] if isinstance(x, torch.Tensor)]
     batch = sizes[0][0] if sizes[0] else 1
     found = assemble(tracer)
@@ -297,6 +323,9 @@ def _traced(model: nn.Module, inputs: Call, *, marked: bool) -> Graph:
         tensors={},
         inputs=specs_of(inputs),
         batch=max(1, batch),
+        statistics=tuple(found.statistics),
+        folds=tuple(found.folds),
+        attention=attention if tracer.views.attended else "",
         notes=tuple(dict.fromkeys(tracer.book.notes)),
     )
 
@@ -308,4 +337,6 @@ def _as_group(found: Found) -> Group:
         members=found.members,
         producers=found.producers,
         consumers=found.consumers,
+        restricted=found.restricted,
+        assumed=found.assumed,
     )

@@ -16,76 +16,23 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
 import numpy as np
 
-from mint_deploy.artifacts import Importance, PlanGroup, PruningPlan
+from mint_deploy.artifacts import Importance, PruningPlan
 from mint_deploy.errors import PlanError
 from mint_deploy.graph import Graph
+from mint_deploy.plan_file import make_plan
 from mint_deploy.target import Target, load_target
 
-__all__ = ["ALLOCATIONS", "make_plan", "plan"]
+__all__ = ["ALLOCATIONS", "make_plan", "plan", "possible_widths"]
 
 ALLOCATIONS = ("auto", "uniform", "global")
 #: a group keeps at least this share of its units, whatever the budget
 LEAST_KEPT = 0.1
-
-
-def make_plan(
-    graph: Graph,
-    keep: Mapping[str, Iterable[int]],
-    *,
-    steps: Mapping[str, int] | None = None,
-    model: str = "",
-    criterion: str = "by hand",
-    estimator: str | None = None,
-    budget: Mapping[str, float] | None = None,
-    target: str = "",
-    seed: int = 0,
-    notes: Sequence[str] = (),
-) -> PruningPlan:
-    """Return the plan that keeps exactly ``keep`` (groups that are not named stay whole).
-
-    Raises:
-        PlanError: an unknown group, or units that it does not have.
-    """
-    kept: dict[str, tuple[int, ...]] = {}
-    for name, units in keep.items():
-        if name not in graph.groups:
-            why = graph.frozen.get(name)
-            reason = f"it is frozen: {why}" if why else f"known: {', '.join(graph.groups)}"
-            raise PlanError(f"no pruning group '{name}' can be cut; {reason}")
-        kept[name] = tuple(sorted(set(map(int, units))))
-        size = graph.groups[name].size
-        if not kept[name] or kept[name][0] < 0 or kept[name][-1] >= size:
-            raise PlanError(f"group '{name}' must keep some of its units 0 to {size - 1}")
-    return PruningPlan(
-        model=model,
-        groups=tuple(
-            PlanGroup(
-                name=name,
-                size=group.size,
-                keep=kept.get(name, tuple(range(group.size))),
-                round_to=(steps or {}).get(name, 1),
-                members=group.members,
-            )
-            for name, group in graph.groups.items()
-        ),
-        constants=graph.constants,
-        frozen=dict(graph.frozen),
-        before=graph.cost,
-        after=graph.cost_of(kept),
-        criterion=criterion,
-        estimator=estimator,
-        budget=dict(budget or {}),
-        target=target,
-        seed=seed,
-        inputs=graph.inputs,
-        notes=(*graph.notes, *notes),
-    )
 
 
 def plan(
@@ -123,7 +70,7 @@ def plan(
     """
     chip = load_target(target) if isinstance(target, str) else target
     budgets = {"ratio": ratio, "macs": macs, "params": params}
-    given = {name: float(v) for name, v in budgets.items() if v is not None}
+    given = {name: _number(name, v) for name, v in budgets.items() if v is not None}
     if len(given) != 1:
         raise PlanError(
             f"give exactly one budget of ratio, macs, params; found {', '.join(given) or 'none'}"
@@ -133,6 +80,8 @@ def plan(
     if not low_ok:
         meaning = "removed, from 0 to below 1" if kind == "ratio" else "kept, above 0 up to 1"
         raise PlanError(f"{kind}={amount:g} is not a fraction; expected the fraction {meaning}")
+    if round_to is not None and not round_to >= 1:
+        raise PlanError(f"round_to={round_to} is no step between widths; expected 1 or more")
     if allocation not in ALLOCATIONS:
         raise PlanError(f"no allocation '{allocation}'; known: {', '.join(ALLOCATIONS)}")
     if not graph.groups:
@@ -162,6 +111,24 @@ def plan(
         seed=scores.seed,
         notes=ladder.notes,
     )
+
+
+def possible_widths(
+    size: int, round_to: int, least_kept: float = LEAST_KEPT
+) -> tuple[int, list[int]]:
+    """Return the step between the widths that a group may take, and those widths, widest first."""
+    step = max(1, int(round_to))
+    while step > 1 and size < 4 * step:
+        step //= 2
+    least = max(step, int(np.ceil(least_kept * size / step)) * step)
+    return step, [size, *range((size - 1) // step * step, least - 1, -step)]
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]  # whatever was given
+    except (TypeError, ValueError):
+        raise PlanError(f"{name}={value!r} is not a number; expected a fraction") from None
 
 
 Widths = dict[str, int]
@@ -217,9 +184,7 @@ class _Ladder:
         ignored = _ignored(graph, ignore)
         narrow: dict[int, list[str]] = {}
         for name, group in graph.groups.items():
-            step = max(1, int(round_to))
-            while step > 1 and group.size < 4 * step:
-                step //= 2
+            step, rungs = possible_widths(group.size, round_to, least_kept)
             self.steps[name] = step
             if step < round_to:
                 narrow.setdefault(step, []).append(name)
@@ -228,9 +193,7 @@ class _Ladder:
                 if name not in ignored:
                     self.notes.append(f"'{name}' stays whole: the criterion has no evidence on it")
                 continue
-            least = max(step, int(np.ceil(least_kept * group.size / step)) * step)
-            below = range((group.size - 1) // step * step, least - 1, -step)
-            self.rungs[name] = [group.size, *below]
+            self.rungs[name] = rungs
         for step, names in sorted(narrow.items()):
             listed = ", ".join(names[:4]) + (
                 f" and {len(names) - 4} more" if len(names) > 4 else ""

@@ -1,44 +1,54 @@
 """Surgery: remove the slices of a plan from a copy of a model, for good.
 
 ``cut`` changes no value of what stays. It needs no tracing: the plan holds the slices, so a plan replays
-on any fresh copy of its model, and ``load`` is ``cut`` followed by reading the weights.
+on any fresh copy of its model (see :mod:`mint_deploy.loading`).
 """
 
 from __future__ import annotations
 
-import copy
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 
-from mint_deploy.artifacts import Constant, PruningPlan
-from mint_deploy.errors import DataError, ModelError, PlanError
-from mint_deploy.files import atomic, read_value
+from mint_deploy.artifacts import Constant, PruningPlan, ScaleFold
+from mint_deploy.attention import SlimMultiheadAttention, open_attention
+from mint_deploy.errors import PlanError
+from mint_deploy.plan_file import faults_of, listing, read_plan
 from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.user_model import check_model, copied, unwrapped
 
-__all__ = ["cut", "load", "read_tensors", "save"]
+__all__ = ["check_plan", "cut"]
 
 
-def cut(model: nn.Module, plan: PruningPlan) -> nn.Module:
+def cut(model: nn.Module, plan: PruningPlan | str | os.PathLike[str]) -> nn.Module:
     """Return a copy of ``model`` without the slices that ``plan`` removes; ``model`` is untouched.
 
     Values, mode, ``requires_grad``, dtype, device, hooks and memory format of what stays are kept.
     :func:`mint_deploy.verify.prove` cuts and proves in one go.
 
+    Args:
+        model: any module that is not TorchScript or quantised.
+        plan: a plan, or the path of a plan file, which may have been edited.
+
     Raises:
         PlanError: the plan belongs to another model, or was edited into something impossible; every
             difference is named.
+        TraceError: the model cannot be copied, or is of a kind that cannot be cut.
     """
-    model = getattr(model, "_orig_mod", model)
+    model, plan = unwrapped(model), _as_plan(plan)
+    check_model(model, meta=True)
     check_plan(model, plan)
-    slim = copy.deepcopy(model)
+    slim = copied(model, meta=True)
     slices = plan.slices()
+    _open_attention(slim, slices)
     owners = _owners(slim)
     modules: dict[int, nn.Module] = {}
     for name, dims in slices.items():
@@ -48,53 +58,49 @@ def cut(model: nn.Module, plan: PruningPlan) -> nn.Module:
         for module, attribute in places:
             setattr(module, attribute, new)
             modules[id(module)] = module
-    for module in modules.values():
+    for module in [*modules.values(), *_parametrised_by(slim, modules)]:
+        _compute_anew(module)
         _describe_anew(module)
     removed = {g.name: set(g.removed) for g in plan.groups}
     for constant in plan.constants:
         _rewrite(slim, constant, removed)
+    for fold in plan.folds:
+        _take_up_scale(slim, fold, slices, removed)
     return slim
 
 
+def _as_plan(plan: Any) -> PruningPlan:
+    if isinstance(plan, (str, os.PathLike)):
+        return read_plan(plan)
+    if not isinstance(plan, PruningPlan):
+        raise PlanError(
+            f"expected a PruningPlan or the path of a plan file, found a {type(plan).__name__}; make one "
+            "with mint_deploy.plan"
+        )
+    return plan
+
+
 def check_plan(model: nn.Module, plan: PruningPlan) -> None:
-    """Check that ``plan`` fits ``model``.
+    """Check that ``plan`` can be carried out, on ``model``.
 
     Raises:
         PlanError: with the first ten differences.
     """
     tensors = tensors_of(model)
-    wrong = []
-    for group in plan.groups:
-        keep = list(group.keep)
-        if not keep:
-            wrong.append(f"group '{group.name}' keeps nothing; at least one unit must stay")
-        elif keep != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= group.size:
+    wrong = faults_of(plan)
+    for member in (member for group in plan.groups for member in group.members):
+        found = tensors.get(member.tensor)
+        if found is None:
+            wrong.append(f"'{member.tensor}' is not in the model")
+        elif found.dim() <= member.dim or found.shape[member.dim] != member.length:
             wrong.append(
-                f"group '{group.name}' keeps {keep[:4]}{'...' if len(keep) > 4 else ''}; expected "
-                f"distinct sorted indices from 0 to {group.size - 1}"
+                f"'{member.tensor}' has shape {list(found.shape)}, the plan expects "
+                f"{member.length} along dimension {member.dim}"
             )
-        for member in group.members:
-            found = tensors.get(member.tensor)
-            if found is None:
-                wrong.append(f"'{member.tensor}' is not in the model")
-            elif found.dim() <= member.dim or found.shape[member.dim] != member.length:
-                wrong.append(
-                    f"'{member.tensor}' has shape {list(found.shape)}, the plan expects "
-                    f"{member.length} along dimension {member.dim}"
-                )
-            elif len(member.index) != group.size:
-                wrong.append(f"'{member.tensor}' lists {len(member.index)} of {group.size} units")
-            elif member.index.size and (
-                int(member.index.min()) < 0 or int(member.index.max()) >= member.length
-            ):
-                wrong.append(f"'{member.tensor}' has indices outside its {member.length} entries")
     if wrong:
-        rest = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise PlanError(
-            f"the plan made for '{plan.model}' does not fit this model: "
-            + "; ".join(dict.fromkeys(wrong[:10]))
-            + rest
-            + "; give the model that the plan was made for, or make a new plan"
+            f"the plan made for '{plan.model}' does not fit this model: {listing(wrong)}; give the model "
+            "that the plan was made for, or make a new plan"
         )
 
 
@@ -132,6 +138,49 @@ def _without(old: Tensor, dims: Mapping[int, list[int]]) -> Tensor:
 # ---------------------------------------------------------------- what modules say of themselves
 
 
+def _open_attention(slim: nn.Module, slices: Mapping[str, object]) -> None:
+    """Modules that tie their heads to their input's width give way to ones that do not."""
+    touched = {name.rpartition(".")[0] for name in slices}
+    for name, module in slim.named_modules():
+        if name in touched or f"{name}.out_proj" in touched:
+            open_attention(module)
+
+
+def _take_up_scale(
+    slim: nn.Module,
+    fold: ScaleFold,
+    slices: Mapping[str, Mapping[int, list[int]]],
+    removed: Mapping[str, set[int]],
+) -> None:
+    """Multiply the rows that make queries, so that a narrower head keeps the scale of the wide one."""
+    gone = sum(p.index[sorted(removed.get(p.group, set()))].size for p in fold.positions)
+    if not gone:
+        return
+    tensor = tensors_of(slim)[fold.tensor]
+    cut_rows = set(slices.get(fold.tensor, {}).get(0, ()))
+    before = tensor.shape[0] + len(cut_rows)
+    left = [row for row in range(before) if row not in cut_rows]
+    rows = set(fold.rows)
+    places = torch.tensor([new for new, old in enumerate(left) if old in rows])
+    with torch.no_grad():
+        tensor[places.to(tensor.device)] *= math.sqrt((fold.width - gone) / fold.width)
+
+
+def _multihead(m: Any) -> None:
+    packed = m.in_proj_weight is not None
+    m.embed_dim = (m.in_proj_weight if packed else m.q_proj_weight).shape[1]
+    m.kdim, m.vdim = (
+        (m.embed_dim, m.embed_dim)
+        if packed
+        else (m.k_proj_weight.shape[1], m.v_proj_weight.shape[1])
+    )
+
+
+def _group_norm(m: Any) -> None:
+    if m.weight is not None:
+        m.num_channels = m.weight.shape[0]
+
+
 def _conv(m: Any) -> None:
     first, second = m.weight.shape[:2]
     m.out_channels, m.in_channels = first, second * m.groups
@@ -157,13 +206,44 @@ def _prelu(m: Any) -> None:
     m.num_parameters = m.weight.numel()
 
 
+def _recurrent(m: Any) -> None:
+    first = "" if isinstance(m, nn.RNNCellBase) else "_l0"
+    m.input_size = getattr(m, f"weight_ih{first}").shape[1]
+    if not getattr(m, "proj_size", 0):
+        m.hidden_size = getattr(m, f"weight_hh{first}").shape[1]
+    if isinstance(m, nn.RNNBase):
+        m._init_flat_weights()  # it keeps references to its weights, which are others now
+
+
 _DESCRIBE: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _linear),
     (nn.modules.batchnorm._NormBase, _norm),
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
+    (nn.GroupNorm, _group_norm),
+    (SlimMultiheadAttention, _multihead),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent),
 )
+
+
+def _parametrised_by(model: nn.Module, changed: Mapping[int, nn.Module]) -> list[nn.Module]:
+    """Return the modules that compute a tensor from one that was cut (``torch.nn.utils.parametrize``)."""
+    return [
+        module
+        for module in model.modules()
+        if is_parametrized(module)
+        and any(id(x) in changed for x in cast("nn.ModuleDict", module.parametrizations).values())
+    ]
+
+
+def _compute_anew(module: nn.Module) -> None:
+    """Let hooks that compute a tensor before each call (the older weight norm, pruning masks) do so now."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, BasePruningMethod)):
+            with torch.no_grad():
+                hook(module, ())
 
 
 def _describe_anew(module: nn.Module) -> None:
@@ -187,16 +267,18 @@ def _rewrite(model: nn.Module, constant: Constant, removed: Mapping[str, set[int
         held = getattr(module, match["name"])
         old = held if match["item"] is None else held[int(match["item"])]
     except (AttributeError, IndexError) as error:
+        exported = constant.attribute.startswith("code.")
+        hint = "; it was made for its exported program (--export-level)" if exported else ""
         raise PlanError(
-            f"the plan rewrites '{constant.attribute}', which the model does not have"
+            f"the plan rewrites '{constant.attribute}', which the model does not have{hint}"
         ) from error
-    if int(old) != constant.value:
+    gone = sum(len(removed.get(name, set()) & set(units)) for name, units in constant.of)
+    new = constant.value - constant.factor * gone
+    if int(old) not in (constant.value, new):  # the new one: what the module said of itself
         raise PlanError(
             f"the plan expects '{constant.attribute}' to be {constant.value}, found {old}; "
             "give the model that the plan was made for"
         )
-    gone = sum(len(removed.get(name, set()) & set(units)) for name, units in constant.of)
-    new = constant.value - constant.factor * gone
     if match["item"] is None:
         setattr(module, match["name"], new)
     else:
@@ -205,68 +287,3 @@ def _rewrite(model: nn.Module, constant: Constant, removed: Mapping[str, set[int
         setattr(module, match["name"], type(held)(items))
     if isinstance(module, nn.modules.conv._ConvNd):
         _conv(module)
-
-
-# ---------------------------------------------------------------- files
-
-
-def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, str]) -> None:
-    """Write a model's tensors as safetensors, atomically; shared tensors once."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors_of(model).items()}
-    with atomic(path) as part:
-        safetensors.torch.save_file(tensors, part, metadata=dict(metadata))
-
-
-def read_tensors(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Read tensors written by :func:`save` into ``model`` (in place).
-
-    Raises:
-        DataError: missing or damaged file.
-        ModelError: the tensors do not fit; what differs is listed.
-    """
-    try:
-        stored = safetensors.torch.load_file(path)
-    except FileNotFoundError as error:
-        raise DataError(f"cannot read {path}: no such file") from error
-    except Exception as error:
-        raise DataError(f"{path} is damaged or not safetensors ({error})") from error
-    own = tensors_of(model)
-    wrong = [f"'{n}' is missing" for n in own if n not in stored]
-    wrong += [f"'{n}' is not in the model" for n in stored if n not in own]
-    wrong += [
-        f"'{n}' has shape {list(stored[n].shape)}, expected {list(t.shape)}"
-        for n, t in own.items()
-        if n in stored and stored[n].shape != t.shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ModelError(f"{path} does not fit the model: {'; '.join(wrong[:10])}{more}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(stored[name])
-
-
-def load(run: str | os.PathLike[str], model: Any = None) -> nn.Module:
-    """Load the slim model of a run folder: replay its plan on a fresh model, then read the weights.
-
-    Args:
-        run: the run folder (``plan.json`` and ``slim.safetensors``).
-        model: a fresh model or a callable that makes one; ``None``: what the run was started with.
-
-    Raises:
-        DataError: files are missing or damaged.
-        ModelError, PlanError: the model is not the one that the plan was made for.
-    """
-    folder = Path(run)
-    plan = read_value(folder / "plan.json", PruningPlan)
-    if model is None:
-        from mint_deploy.models import load_model
-
-        model = load_model(plan.model).model
-    elif not isinstance(model, nn.Module):
-        model = model()
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"the factory returned {type(model).__name__}, expected a torch.nn.Module")
-    slim = cut(model, plan)
-    read_tensors(slim, folder / "slim.safetensors")
-    return slim.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import torch
 from torch import nn
 
 from mint_deploy.artifacts import PruningPlan
+from mint_deploy.errors import TraceError
 from mint_deploy.gate import prepared, redrawn
 from mint_deploy.graph import Graph, find_groups
 from mint_deploy.inputs import Call, as_call, cast
 from mint_deploy.plan import make_plan
+from mint_deploy.tracing.heads import HEADS, WIDTH
+from mint_deploy.user_model import unwrapped
 from mint_deploy.verify import TOLERANCE, culprits, keep_only
 
 __all__ = ["trace"]
@@ -21,7 +25,9 @@ __all__ = ["trace"]
 PROBE_TOLERANCE = 1e-4
 
 
-def trace(model: nn.Module, example_inputs: Any, *, probe: bool = True) -> Graph:
+def trace(
+    model: nn.Module, example_inputs: Any, *, probe: bool = True, attention: str = HEADS
+) -> Graph:
     """Find which slices of ``model`` leave together, what is frozen, and why.
 
     Args:
@@ -31,6 +37,8 @@ def trace(model: nn.Module, example_inputs: Any, *, probe: bool = True) -> Graph
             ``graph.notes`` says so.
         probe: cut some units of every group of a redrawn copy and compare it with the masked one;
             groups that fail are frozen with what happened. Eight forward passes for a well-behaved network.
+        attention: whole ``heads`` leave, or the ``width`` of every head, where the code allows either. Heads
+            that cannot leave (their number is written in the code) are tried by width, if that frees more.
 
     Returns:
         A :class:`mint_deploy.graph.Graph`; ``print`` explains it.
@@ -39,20 +47,39 @@ def trace(model: nn.Module, example_inputs: Any, *, probe: bool = True) -> Graph
         TraceError: the model cannot be copied or run on these inputs, returns no floating tensor, or
             returns NaN.
     """
-    inner = getattr(model, "_orig_mod", model)  # torch.compile wraps the module
+    inner = unwrapped(model)
     inputs = as_call(example_inputs)
-    graph = find_groups(inner, inputs)
+    if attention not in (HEADS, WIDTH):
+        raise TraceError(f"attention is '{attention}'; expected '{HEADS}' or '{WIDTH}'")
+    graph = find_groups(inner, inputs, attention=attention)
     if not probe or not graph.groups:
         return graph
+    probed = _probed(inner, graph, inputs)
+    if graph.attention == HEADS and len(probed.groups) < len(graph.groups):
+        other = find_groups(inner, inputs, attention=WIDTH)
+        other = _probed(inner, other, inputs)
+        if other.cuttable_macs_share > probed.cuttable_macs_share:
+            return other
+    return probed
+
+
+def _probed(model: nn.Module, graph: Graph, inputs: Call) -> Graph:
+    """Return the graph with the groups frozen whose cut fails."""
     plan = make_plan(graph, _uneven(graph))
-    if not _failing(inner, plan, inputs, torch.float32, PROBE_TOLERANCE):
+    alike = {name: group.assumed for name, group in graph.groups.items()}
+    if not _failing(model, plan, inputs, torch.float32, PROBE_TOLERANCE, alike):
         return graph
     # A wrong cut, or rounding in an ill-conditioned network? float64 decides.
-    return graph.without(_failing(inner, plan, inputs, torch.float64, TOLERANCE))
+    return graph.without(_failing(model, plan, inputs, torch.float64, TOLERANCE, alike))
 
 
 def _failing(
-    model: nn.Module, plan: PruningPlan, inputs: Call, dtype: torch.dtype, tolerance: float
+    model: nn.Module,
+    plan: PruningPlan,
+    inputs: Call,
+    dtype: torch.dtype,
+    tolerance: float,
+    alike: Mapping[str, Collection[str]],
 ) -> dict[str, str]:
     """Return the groups whose cut fails on redrawn networks, with what happened."""
     dense = prepared(model, dtype)
@@ -60,7 +87,7 @@ def _failing(
     for alive in (False, True):
         rest = keep_only(plan, [g.name for g in plan.groups if g.name not in bad])
         drawn, noise, base = redrawn(dense, plan, cast(inputs, dtype), seed=0, alive=alive)
-        bad |= culprits(drawn, rest, noise, base, tolerance, seed=0)
+        bad |= culprits(drawn, rest, noise, base, tolerance, 0, alike)
     return bad
 
 

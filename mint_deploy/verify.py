@@ -4,7 +4,10 @@ Right after the cut, in float64, per output tensor, on the given inputs:
 
 1. **Permutation.** Permuting the units of every group in all their slices leaves the DENSE network's
    output unchanged: the coupling is complete.
-2. **Restriction.** ``slim(x)`` equals the dense network whose consumers ignore the removed units.
+2. **Restriction.** ``slim(x)`` equals the dense network whose consumers ignore the removed units, and whose
+   statistics over channels (LayerNorm, a product of queries and keys) run over those that stay
+   (:mod:`mint_deploy.reference`). Groups that cross one are *restricted*: a cut of them is not as if their units
+   were zeroed, and the proof says by how much.
 3. **Power.** Both also hold on a copy with redrawn values, and for a (seeded) sample of groups a cut that
    is sabotaged in one tensor is seen by 100 times the tolerance. Otherwise: *no power*, never *proven*.
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +36,7 @@ from mint_deploy.gate import (
     permuted,
     prepared,
     redrawn,
+    reference,
     relative_error,
     run,
     sabotaged,
@@ -40,6 +44,7 @@ from mint_deploy.gate import (
 from mint_deploy.inputs import Call, as_call, cast, not_nan
 from mint_deploy.surgery import cut
 from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.user_model import unwrapped
 
 __all__ = ["POWER", "TOLERANCE", "GroupProof", "Proof", "culprits", "keep_only", "prove", "verify"]
 
@@ -62,11 +67,16 @@ class GroupProof:
     power: float | None
     status: str
     reason: str = ""
+    restricted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """The gate's result; errors are relative to the largest output value."""
+    """The gate's result; errors are relative to the largest output value.
+
+    ``zero_difference``: how far the output is from the dense network's with the removed units zeroed, where
+    groups are *restricted* (their channels enter a statistic); 0 elsewhere.
+    """
 
     permutation: float
     restriction: float
@@ -74,6 +84,7 @@ class Proof:
     restriction_redrawn: float
     least_power: float | None
     sampled: int
+    zero_difference: float = 0.0
     groups: Mapping[str, GroupProof] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -115,14 +126,17 @@ def verify(
         TraceError: the uncut model does not run in float64.
     """
     start = time.perf_counter()
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     _check_bits(cut(model, plan), slim)
     inputs = cast(as_call(example_inputs), torch.float64)
     dense = prepared(model, torch.float64)
-    own = prepared(slim, torch.float64)
+    # Where a scale is taken up by weights, those are rounded anew: the arithmetic is checked without that.
+    own = cut(dense, plan) if plan.folds else prepared(slim, torch.float64)
     base = not_nan(baseline(dense, inputs))
     permutation = relative_error(run(permuted(dense, plan, seed), inputs), base)
-    restriction = relative_error(run(own, inputs), run(masked(dense, plan), inputs))
+    slim_outputs = run(own, inputs)
+    restriction = relative_error(slim_outputs, reference(dense, plan, inputs))
+    zeroed = run(masked(dense, plan), inputs) if plan.statistics else slim_outputs
     permutation_drawn = restriction_drawn = 0.0
     powers = dict.fromkeys(_sampled(plan, sample, seed), 0.0)
     for attempt in range(REDRAWS):
@@ -131,7 +145,7 @@ def verify(
         permutation_drawn = max(permutation_drawn, moved)
         drawn_slim = cut(drawn, plan)
         base = baseline(drawn_slim, noise)
-        off = relative_error(base, run(masked(drawn, plan), noise))
+        off = relative_error(base, reference(drawn, plan, noise))
         restriction_drawn = max(restriction_drawn, off)
         _measure_power(powers, drawn_slim, plan, noise, base, POWER * tolerance, seed)
         if all(power >= POWER * tolerance for power in powers.values()):
@@ -143,6 +157,7 @@ def verify(
         restriction_redrawn=restriction_drawn,
         least_power=min(powers.values(), default=None),
         sampled=len(powers),
+        zero_difference=relative_error(slim_outputs, zeroed),
         groups={
             g.name: GroupProof(
                 size=g.size,
@@ -150,6 +165,7 @@ def verify(
                 layers=tuple(dict.fromkeys(m.tensor.rpartition(".")[0] for m in g.members)),
                 power=powers.get(g.name),
                 status="proven" if g.removed else "whole",
+                restricted=g.name in plan.restricted,
             )
             for g in plan.groups
         },
@@ -230,7 +246,7 @@ def _errors_of(
 ) -> tuple[float, float]:
     """Return restriction and permutation error of one plan on one network."""
     slim = run(cut(dense, plan), inputs)
-    off = relative_error(slim, run(masked(dense, plan), inputs))
+    off = relative_error(slim, reference(dense, plan, inputs))
     return off, relative_error(run(permuted(dense, plan, seed), inputs), base)
 
 
@@ -241,15 +257,19 @@ def culprits(
     base: list[torch.Tensor],
     tolerance: float,
     seed: int,
+    alike: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, str]:
     """Find by bisection the groups whose cut fails on ``dense``, with what happened.
 
-    ``base`` holds the outputs of ``dense`` itself.
+    ``base`` holds the outputs of ``dense`` itself. ``alike``: what the groups rest on (lines of code);
+    groups that share it with a culprit, and fail together, are culprits without more trials.
     """
 
     def trouble(names: Sequence[str]) -> str:
         try:
             off, moved = _errors_of(dense, keep_only(plan, names), inputs, base, seed)
+        except SurgeryError as problem:
+            return str(problem)
         except MintDeployError:
             raise
         except Exception as problem:  # noqa: BLE001  # whatever the user's forward raises once cut
@@ -261,10 +281,14 @@ def culprits(
             return f"its units cannot change places, the output moves by {moved:.2g}: their order counts"
         return ""
 
-    return _bisect([g.name for g in plan.groups if g.removed], trouble)
+    return _bisect([g.name for g in plan.groups if g.removed], trouble, alike or {})
 
 
-def _bisect(names: list[str], trouble: Callable[[Sequence[str]], str]) -> dict[str, str]:
+def _bisect(
+    names: list[str],
+    trouble: Callable[[Sequence[str]], str],
+    alike: Mapping[str, Collection[str]],
+) -> dict[str, str]:
     bad: dict[str, str] = {}
     left = names
     while left:
@@ -283,6 +307,10 @@ def _bisect(names: list[str], trouble: Callable[[Sequence[str]], str]) -> dict[s
                 # Only together do they fail: the later ones go.
                 suspects, why = (rest, found) if found else (rest[:1], why)
         bad[suspects[0]] = why
+        shared = set(alike.get(suspects[0], ()))
+        others = [n for n in left if n not in bad and shared & set(alike.get(n, ()))]
+        if others and (also := trouble(others)):
+            bad |= dict.fromkeys(others, also)
         left = [n for n in left if n not in bad]
     return bad
 
@@ -352,7 +380,7 @@ def _blamed(
     if isinstance(problem, _NoPowerError):
         return problem.groups
     inputs = cast(as_call(example_inputs), torch.float64)
-    dense = prepared(getattr(model, "_orig_mod", model), torch.float64)
+    dense = prepared(unwrapped(model), torch.float64)
     drawn, noise, base = redrawn(dense, plan, inputs, seed)
     bad = culprits(drawn, plan, noise, base, tolerance, seed)
     rest = keep_only(plan, [g.name for g in plan.groups if g.name not in bad])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from conformance import absent
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -99,6 +100,14 @@ def masked_outputs(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> list[
 
 def to_double(inputs: Inputs) -> Any:
     return tree_map_only(Tensor, lambda x: x.double() if x.is_floating_point() else x, inputs)
+
+
+def absent_error(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> float:
+    """The same against the dense network run with NaN for all that left, statistics over the rest."""
+    given = tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs
+    model = copy.deepcopy(model).double().eval()
+    wanted = absent.reference(model, plan.slices(), given)
+    return absent.relative_error(absent.outputs(cut(model, plan), given), wanted)
 
 
 def cut_error(model: nn.Module, plan: PruningPlan, inputs: Inputs) -> float:

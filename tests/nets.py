@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import attention_nets as attention
 import norm_nets as norms
 import pattern_nets as patterns
 import torch
@@ -98,6 +99,22 @@ PATTERN_NETS: dict[str, Case] = {
     "channel_max": Case(norms.ChannelMax, ((3, 8, 8),)),
     "two_outputs": Case(norms.TwoOutputs, ((3, 8, 8),)),
     "one_layer": Case(norms.OneLayer, ((3, 8, 8),)),
+    "multihead": Case(attention.MultiheadNet, ((7, 6),)),
+    "multihead_time_first": Case(attention.multihead_time_first, ((7, 6),)),
+    "multihead_with_weights": Case(attention.multihead_with_weights, ((7, 6),)),
+    "cross_attention": Case(attention.CrossAttention, ((7, 6), (5, 7))),
+    "encoder": Case(attention.Encoder, ((7, 6),)),
+    "encoder_post_norm": Case(attention.encoder_post_norm, ((7, 6),)),
+    "encoder_causal": Case(attention.encoder_causal, ((7, 6),)),
+    "seq2seq": Case(attention.Seq2Seq, ((7, 6), (5, 7))),
+    "fused_attention": Case(attention.Fused, ((7, 6),)),
+    "width_from_input": Case(attention.WidthFromInput, ((7, 6),)),
+    "normed_attention": Case(attention.Normed, ((7, 6),)),
+    "separate_attention": Case(attention.Separate, ((7, 6),)),
+    "grouped_queries": Case(attention.GroupedQueries, ((7, 6),)),
+    "relative_bias": Case(attention.RelativeBias, ((7, 6),)),
+    "channel_attention": Case(attention.ChannelAttention, ((7, 6),)),
+    "rotary": Case(attention.Rotary, ((7, 6),)),
 }
 
 NETS: dict[str, Case] = {**ZOO_NETS, **PATTERN_NETS}

@@ -235,7 +235,7 @@ def _blur_with_buffer(net: Any, x: Tensor) -> Tensor:
 
 
 PARTIAL = {"first": 4, "rest": 12}
-STATISTICS, COMPUTED, CHOSEN = "statistics over channels", "computed", "fixed indices"
+COMPUTED, CHOSEN = "computed", "fixed indices"
 
 CASES: dict[str, Case] = {
     # element-wise
@@ -336,8 +336,9 @@ CASES: dict[str, Case] = {
     "non_local": Case(
         _non_local,
         parts=lambda: {"q": conv(kernel=1, out=8), "k": conv(kernel=1, out=8), "v": conv(kernel=1)},
+        hooks_see=False,
     ),
-    "channel_attention": Case(_channel_attention, (), "over channels"),
+    "channel_attention": Case(_channel_attention, (), "channels with channels"),
     # normalisation
     "instance_norm": Case(
         lambda m, x: m.norm(x), parts=lambda: {"norm": nn.InstanceNorm2d(16, affine=True)}
@@ -350,19 +351,19 @@ CASES: dict[str, Case] = {
         lambda m, x: m.norm(x), parts=lambda: {"norm": nn.LayerNorm([8, 8])}
     ),
     "layer_norm_of_all": Case(
-        lambda m, x: m.norm(x), (), STATISTICS, parts=lambda: {"norm": nn.LayerNorm([16, 8, 8])}
+        lambda m, x: m.norm(x), parts=lambda: {"norm": nn.LayerNorm([16, 8, 8])}, hooks_see=False
     ),
     "group_norm": Case(
-        lambda m, x: m.norm(x), (), STATISTICS, parts=lambda: {"norm": nn.GroupNorm(4, 16)}
+        lambda m, x: m.norm(x), (4,), parts=lambda: {"norm": nn.GroupNorm(4, 16)}, hooks_see=False
     ),
     "local_response_norm": Case(lambda m, x: F.local_response_norm(x, 3), (), "channels"),
-    "normalised_vectors": Case(lambda m, x: F.normalize(x, dim=1), (), "over channels"),
-    "softmax_of_channels": Case(lambda m, x: F.softmax(x, 1), (), "over channels"),
+    "normalised_vectors": Case(lambda m, x: F.normalize(x, dim=1), hooks_see=False),
+    "softmax_of_channels": Case(lambda m, x: F.softmax(x, 1), hooks_see=False),
     "softmax_of_space": Case(_spatial_softmax),
     "cumulated_channels": Case(lambda m, x: x.cumsum(1), (), "over channels"),
     # reductions, gates
     "maxout": Case(_maxout, (8,), width=8),
-    "channel_mean": Case(lambda m, x: x * x.mean(1, keepdim=True), (), "over channels"),
+    "channel_mean": Case(lambda m, x: x * x.mean(1, keepdim=True), hooks_see=False),
     "argmax": Case(lambda m, x: x * (x.argmax(1, keepdim=True) % 2), (), "no rule"),
     "top_channels": Case(lambda m, x: x.topk(4, dim=1)[0], (), "no rule", width=4),
     "cbam": Case(

@@ -41,7 +41,11 @@ def planned(name: str, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...], Pr
 # ---------------------------------------------------------------- right cuts
 
 
-@pytest.mark.parametrize("name", [n for n in NETS if n not in ("one_layer", *LARGE)])
+#: nothing of it can be cut; or what can is told apart only by the probe
+UNPLANNED = ("one_layer", "seq2seq", "width_from_input")
+
+
+@pytest.mark.parametrize("name", [n for n in NETS if n not in (*UNPLANNED, *LARGE)])
 def test_right_cuts_are_proven(name: str) -> None:
     model, inputs, plan = planned(name)
     before = snapshot(model)

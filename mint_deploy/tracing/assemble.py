@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mint_deploy.artifacts import Constant, Ints, Member
+from mint_deploy.artifacts import Constant, Ints, Member, Positions, ScaleFold, Statistic
 from mint_deploy.tracing.tracer import Tracer
 
 __all__ = ["Assembled", "Found", "assemble", "without_groups"]
@@ -28,6 +28,8 @@ class Found:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     components: Ints
+    restricted: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Assembled:
     frozen_groups: list[Found] = field(default_factory=list)
     frozen: dict[str, str] = field(default_factory=dict)
     constants: list[Constant] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
+    folds: list[ScaleFold] = field(default_factory=list)
     component: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     _place: Ints = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
 
@@ -53,6 +57,20 @@ class Assembled:
         found = self._place[self.component[labels[labels >= 0]]]
         present = np.unique(found[:, 0][found[:, 0] >= 0])
         return {self.groups[g].name: found[found[:, 0] == g, 1] for g in present}
+
+    def positions_of(self, line: Ints) -> list[Positions] | None:
+        """Return where along a line of labels the units lie; ``None`` if some lie more often than others."""
+        place = np.full((len(line), 2), -1, dtype=np.int64)
+        place[line >= 0] = self._place[self.component[line[line >= 0]]]
+        out = []
+        for g in np.unique(place[:, 0][place[:, 0] >= 0]):
+            at = np.flatnonzero(place[:, 0] == g)
+            units, times = np.unique(place[at, 1], return_counts=True)
+            if len(units) != self.groups[g].size or len(set(times.tolist())) > 1:
+                return None
+            index = at[np.argsort(place[at, 1], kind="stable")].reshape(len(units), -1)
+            out.append(Positions(group=self.groups[g].name, index=index))
+        return out
 
 
 def assemble(tracer: Tracer) -> Assembled:
@@ -83,7 +101,61 @@ def assemble(tracer: Tracer) -> Assembled:
     made.groups.sort(key=lambda g: order[g.producers[0]])
     made.locate()
     _count_constants(tracer, made)
+    _see_statistics(tracer, made)
+    for touched_nodes, line in tracer.book.assumed:
+        for name in made.units_at(touched_nodes.numpy()):
+            found = next(g for g in made.groups if g.name == name)
+            found.assumed = tuple(dict.fromkeys((*found.assumed, line)))
     return made
+
+
+def _see_statistics(tracer: Tracer, made: Assembled) -> None:
+    """Say of every statistic over channels which units it is made of; freeze what cannot be said."""
+    bad: dict[str, str] = {}
+    for seen in tracer.book.statistics:
+        if made.positions_of(seen.labels.numpy()) is None:
+            why = f"'{seen.op}' over some of its units {seen.where}"
+            bad.update(dict.fromkeys(made.units_at(seen.labels.numpy()), why))
+    _freeze_groups(made, bad)
+    for seen in tracer.book.statistics:
+        of = made.positions_of(seen.labels.numpy())
+        if of:
+            made.statistics.append(
+                Statistic(
+                    op=seen.op,
+                    call=seen.call,
+                    axis=seen.axis,
+                    length=len(seen.labels),
+                    of=tuple(of),
+                    where=seen.where,
+                )
+            )
+            for positions in of:
+                group = next(g for g in made.groups if g.name == positions.group)
+                why = (
+                    f"'{seen.op.strip('_').removeprefix('native_')}' over its channels {seen.where}"
+                )
+                group.restricted = tuple(dict.fromkeys((*group.restricted, why)))
+    for fold in tracer.book.folds:
+        of = made.positions_of(fold.labels.numpy())
+        if of:
+            made.folds.append(
+                ScaleFold(
+                    tensor=fold.tensor,
+                    rows=tuple(fold.rows.tolist()),
+                    width=len(fold.labels),
+                    positions=tuple(of),
+                )
+            )
+
+
+def _freeze_groups(made: Assembled, bad: dict[str, str]) -> None:
+    for group in [g for g in made.groups if g.name in bad]:
+        made.groups.remove(group)
+        made.frozen_groups.append(group)
+        made.frozen[group.name] = bad[group.name]
+    made.constants = list(without_groups(made.constants, bad))
+    made.locate()
 
 
 def _dimensions(shapes: dict[str, tuple[int, ...]]) -> tuple[list[str], list[int], Ints]:
@@ -208,12 +280,7 @@ def _count_constants(tracer: Tracer, made: Assembled) -> None:
             bad.update({name: why for use in uses for name, _ in use.of})
         elif uses[0].of:
             made.constants.append(uses[0])
-    for group in [g for g in made.groups if g.name in bad]:
-        made.groups.remove(group)
-        made.frozen_groups.append(group)
-        made.frozen[group.name] = bad[group.name]
-    made.constants = list(without_groups(made.constants, bad))
-    made.locate()
+    _freeze_groups(made, bad)
 
 
 def without_groups(constants: Iterable[Constant], gone: Container[str]) -> tuple[Constant, ...]:

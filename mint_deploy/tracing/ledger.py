@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mint_deploy.tracing.labels import compress, pairs
 
-__all__ = ["Activation", "CountedConstant", "Layer", "Ledger"]
+__all__ = ["Activation", "CountedConstant", "Fold", "Layer", "Ledger", "Seen"]
 
 
 @dataclass(slots=True)
@@ -51,6 +51,26 @@ class CountedConstant:
 
 
 @dataclass(slots=True)
+class Seen:
+    """A statistic over the channels ``labels`` (one for each position of ``axis``), as it was seen."""
+
+    op: str
+    call: int
+    axis: int
+    labels: Tensor
+    where: str
+
+
+@dataclass(slots=True)
+class Fold:
+    """A scale that follows from the head width ``labels``; the rows of ``tensor`` can take it up."""
+
+    tensor: str
+    rows: Tensor
+    labels: Tensor
+
+
+@dataclass(slots=True)
 class Activation:
     """One storage of the forward pass, for the peak of live bytes."""
 
@@ -68,6 +88,9 @@ class Ledger:
     layers: dict[str, Layer] = field(default_factory=dict)
     constants: list[CountedConstant] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    statistics: list[Seen] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
+    assumed: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._base: dict[tuple[str, int], int] = {}
@@ -124,6 +147,12 @@ class Ledger:
         (narrow,), _ = compress(labels)
         flat = torch.unique(narrow.reshape(-1).long())
         self._frozen.append((flat[flat >= 0], reason))
+
+    def assume(self, labels: Tensor, line: str) -> None:
+        """The code at ``line`` is believed to adapt to these channels; the probe has the last word."""
+        (narrow,), _ = compress(labels)
+        flat = torch.unique(narrow.reshape(-1).long())
+        self.assumed.append((flat[flat >= 0], line))
 
     def freeze_tensor(self, name: str, reason: str) -> None:
         """Every index of every dimension of a parameter stays."""

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from mint_deploy.tracing.labels import compress
-from mint_deploy.tracing.numbers import SHAPE, Whole, attribute_of, from_shape
+from mint_deploy.tracing.numbers import (
+    SHAPE,
+    Whole,
+    attribute_of,
+    from_shape,
+    is_computed,
+    is_literal,
+)
 
 if TYPE_CHECKING:
     from mint_deploy.tracing.tracer import Tracer
@@ -208,31 +215,58 @@ def _view(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: 
     if out is None or len(written) != len(shape):
         return
     varies = compress(labels)[1]
+    t.views.calls += 1
     for left, right in _blocks(x.shape, shape):
         if any(varies[axis] for axis in left):
-            _view_block(t, out, right, written)
+            _view_block(t, result, out, right, written)
 
 
-def _view_block(t: Tracer, out: Tensor, axes: list[int], written: list[Any]) -> None:
-    """One block of a view that holds channels: who adapts, who is fixed."""
-    flexible = [axis for axis in axes if from_shape(written[axis])]
-    if len(flexible) > 1:  # the batch follows from a shape, too
-        varies = compress(out)[1]
-        flexible = [axis for axis in flexible if varies[axis]]
-    if not flexible:
-        named = [axis for axis in axes if attribute_of(written[axis])]
-        if len(named) == 1:
-            flexible = named
-    if len(flexible) == 1:
-        keep = flexible[0]
+def _view_block(
+    t: Tracer, result: Tensor, out: Tensor, axes: list[int], written: list[Any]
+) -> None:
+    """One block of a view that holds channels: along which axis it adapts, what that ties."""
+    varies = compress(out)[1]
+    free = [axis for axis in axes if not is_literal(written[axis]) and varies[axis]]
+    if len(axes) == 1 and not free:
+        free = [axis for axis in axes if not is_literal(written[axis])]
+    if not free:
         for axis in axes:
-            if axis != keep:
-                t.book.unite(out, out.narrow(axis, 0, 1))
-        if attribute_of(written[keep]):
-            t.count(written[keep], out, "view size", axis=keep)
+            t.book.keep_length(out, axis, f"the view's sizes are written in the code {t.where()}")
         return
+    keep = max(free, key=lambda axis: (_readiness(written[axis]), axis))
+    if len(free) > 1:
+        keep = t.views.choose(free, keep, out)
+    tied = out
     for axis in axes:
-        t.book.keep_length(out, axis, f"the view's sizes are written in the code {t.where()}")
+        if axis != keep and varies[axis]:
+            t.book.unite(out, out.narrow(axis, 0, 1))
+            tied = tied.narrow(axis, 0, 1)
+    if attribute_of(written[keep]) or is_computed(written[keep]):
+        t.count(written[keep], out, "view size", axis=keep)
+    if tied is not out:
+        t.put(result, tied.clone())
+
+
+def _readiness(number: Any) -> int:
+    """What follows from a shape adapts by itself; an attribute is rewritten; the rest is hoped for."""
+    return 2 if from_shape(number) else 1 if attribute_of(number) else 0
+
+
+@after("scaled_dot_product_attention")
+def _attention(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any) -> None:
+    if kwargs.get("scale") is None and compress(labels)[1][-1]:
+        t.fold_scale(x, labels)
+
+
+@after("layer_norm", "rms_norm")
+def _normalised_shape(
+    t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: Any
+) -> None:
+    written = list(_arg(args, kwargs, 1, "normalized_shape"))
+    for i, number in enumerate(written):
+        axis = x.dim() - len(written) + i
+        if compress(labels)[1][axis]:
+            t.count(number, labels, "normalised shape", axis=axis)
 
 
 @after("numpy", "tolist", "__array__")

@@ -3,8 +3,9 @@
 PyTorch's operators see only values: ``view(b, 2, c // 2, h, w)`` and ``view(b, 2, 32, h, w)`` are
 the same call to ATen, but after a cut the first one adapts and the second one breaks. So while the
 tracer runs, shapes and the whole numbers in module attributes are :class:`Whole`: an ``int`` for
-everybody else, with its origin for us. Arithmetic on a shape stays a shape; arithmetic on an
-attribute is remembered as computed, because it cannot be rewritten.
+everybody else, with its origin for us. Arithmetic on a shape stays a shape; arithmetic in which an
+attribute takes part is *computed*: it follows where that attribute is rewritten, which is assumed
+and then probed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Whole", "attribute_of", "from_shape"]
+__all__ = ["Whole", "attribute_of", "from_shape", "is_computed", "is_literal"]
 
 SHAPE, ATTRIBUTE, COMPUTED = "shape", "attribute", "computed"
 
@@ -24,11 +25,19 @@ class Whole(int):
 
     origin: str
     path: str
+    #: what stands at ``path`` times this is the number
+    samples: int = 1
 
     def __new__(cls, value: int, origin: str = SHAPE, path: str = "") -> Self:
         """Make one from a plain int."""
         made = super().__new__(cls, value)
         made.origin, made.path = origin, path
+        return made
+
+    def times(self, samples: int) -> Whole:
+        """Return so many of this number, which can still be rewritten: heads of all samples."""
+        made = Whole(int(self) * int(samples), self.origin, self.path)
+        made.samples = int(samples)
         return made
 
     def __neg__(self) -> Whole:
@@ -73,3 +82,13 @@ def from_shape(value: object) -> bool:
     if isinstance(value, Whole):
         return value.origin == SHAPE
     return value == -1
+
+
+def is_computed(value: object) -> bool:
+    """Whether ``value`` was computed in the forward pass with a module's attribute."""
+    return isinstance(value, Whole) and value.origin == COMPUTED
+
+
+def is_literal(value: object) -> bool:
+    """Whether ``value`` is a number that nothing can adapt: written in the code."""
+    return not isinstance(value, Whole) and value != -1

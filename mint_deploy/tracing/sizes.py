@@ -23,6 +23,7 @@ __all__ = ["Late", "check_late", "note_late"]
 _SIZES_AT = {
     **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), 0),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "expand"), 1),
+    **dict.fromkeys(("view", "reshape"), 1),  # of parameters; activations have rules for them
 }
 
 
@@ -43,6 +44,8 @@ def note_late(
 ) -> None:
     """Note a call that makes a tensor, or takes a part of one that nothing was written into yet."""
     at = _SIZES_AT.get(name)
+    if name in ("view", "reshape") and not t.is_parameter(args[0]):
+        at = None
     if at is not None and isinstance(out, Tensor):
         first = args[at] if len(args) > at else kwargs.get("size")
         sizes = list(first) if isinstance(first, (tuple, list)) else list(args[at:])
@@ -77,6 +80,10 @@ def _count_sizes(t: Tracer, name: str, out: Tensor, sizes: list[Any]) -> None:
     labels = t.labels(out)
     axes = t.parameter_axes(out) if labels is None and t.is_parameter(out) else None
     for axis, number in enumerate(sizes):
+        if int(number) == -1:
+            continue
+        if int(number) == -1:  # expand(b, -1, -1): as it is
+            continue
         if axes is not None:
             if out.shape[axis] > 1 and out.stride(axis):
                 t.count(number, axes[axis], f"size of '{name}'")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,11 +17,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from mint_deploy.tracing.heads import Views
 from mint_deploy.tracing.labels import LabelStore, compress
-from mint_deploy.tracing.ledger import Activation, CountedConstant, Layer, Ledger
+from mint_deploy.tracing.ledger import Activation, CountedConstant, Fold, Layer, Ledger, Seen
 from mint_deploy.tracing.literals import AFTER, counted_result
-from mint_deploy.tracing.numbers import ATTRIBUTE, Whole, attribute_of, from_shape
-from mint_deploy.tracing.rules import RULES, Op, freeze_everything, pointwise
+from mint_deploy.tracing.numbers import ATTRIBUTE, Whole, attribute_of, from_shape, is_computed
+from mint_deploy.tracing.place import told
+from mint_deploy.tracing.rules import BEFORE, RULES, Op, compute, freeze_everything, pointwise
+from mint_deploy.tracing.sizes import Late, check_late, note_late
 
 __all__ = ["Tracer", "mark_attributes", "tensors_of"]
 
@@ -26,8 +32,8 @@ __all__ = ["Tracer", "mark_attributes", "tensors_of"]
 _RESHAPED_IN_PLACE = {
     "as_strided_", "squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "detach_",
 }  # fmt: skip
-_HERE = str(Path(__file__).parent)
-_TORCH = str(Path(torch.__file__).parent)
+_HERE = f"{Path(__file__).parent}{os.sep}"
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -79,9 +85,14 @@ class _Calls(TorchFunctionMode):
         outer = self.t.call
         self.t.call = (name, args, kwargs)
         try:
+            before = BEFORE.get(name)
+            if before is not None:
+                with self.t.unwatched():
+                    before(self.t, args, kwargs)
             result = func(*args, **kwargs)
             if name in ("__get__", "size", "numel"):
                 return counted_result(name, result) if self.t.marked else result
+            note_late(self.t, name, args, kwargs, result)
             check = AFTER.get(name)
             if check is not None and args and isinstance(args[0], Tensor) and args[0] in self.t:
                 with self.t.unwatched():
@@ -113,8 +124,11 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch l
 class Tracer:
     """What the rules ask for: labels of activations, nodes of parameters, where we are."""
 
-    def __init__(self, model: nn.Module, *, marked: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, *, marked: bool = True, turns: Mapping[int, int] | None = None
+    ) -> None:
         self.marked = marked
+        self.views = Views(turns or {})
         self.tensors = tensors_of(model)
         self.book = Ledger(shapes={n: tuple(p.shape) for n, p in self.tensors.items()})
         self.activations: dict[int, Activation] = {}
@@ -124,7 +138,12 @@ class Tracer:
         self._parameters: dict[int, list[str]] = {}
         self._first_id: dict[str, int] = {}
         self._producers: dict[int, str] = {}
+        self._unmasked: dict[str, str] = {}
         self._modules: list[str] = []
+        self._calls: Counter[str] = Counter()
+        self.late: list[Late] = []
+        self.made: set[int] = set()
+        self.said = ""
         self._clock = 0
         total = 0
         for name, tensor in self.tensors.items():
@@ -146,6 +165,7 @@ class Tracer:
             stack.enter_context(_Calls(self))
             stack.enter_context(_Operators(self))
             result = model(*args, **kwargs)
+        check_late(self)
         for tensor in tree_flatten(result)[0]:
             if isinstance(tensor, Tensor):
                 self.book.freeze(self.labels(tensor), "reaches the network's output")
@@ -187,6 +207,8 @@ class Tracer:
         name = func._schema.name.split("::")[-1]
         mutates = func._schema.is_mutable
         base = name[:-1] if mutates and name.endswith("_") else name
+        call = self._calls[base]
+        self._calls[base] += 1
         inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         outs = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
         self._account(inputs, outs)
@@ -198,7 +220,7 @@ class Tracer:
                 self.book.freeze(self.labels(tensor), f"is viewed as another type {self.where()}")
         if not relevant or aliases or name in _RESHAPED_IN_PLACE:
             return
-        op = Op(base, func, args, kwargs, out, inputs)
+        op = Op(base, func, args, kwargs, out, inputs, call)
         written = _written(func, args, kwargs) if mutates else []
         parameters = [x for x in written if self.is_parameter(x)]
         if parameters and all(LabelStore.key(x) in keys for x in outs):
@@ -207,6 +229,8 @@ class Tracer:
             return
         written = [x for x in written if not self.is_parameter(x)]
         written += [x for x in outs if LabelStore.key(x) not in keys]
+        if not any(x in self._labels for x in inputs) and compute(self, op):
+            return
         rule = RULES.get(base)
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = pointwise
@@ -257,18 +281,26 @@ class Tracer:
             (narrow,), varies = compress(labels)
             held.channels = narrow.reshape(-1).clone() if any(varies) else None
 
-    def where(self) -> str:
-        """Say which module runs and which line of the user's code."""
-        frame = sys._getframe(1)
-        line = ""
+    def line(self) -> str:
+        """Return which line of the user's code runs, ``file.py:12``; "" where none does."""
+        frame: FrameType | None = sys._getframe(1)
+        place = told(frame)
+        if place is not None:
+            return place.line
         while frame is not None:
             path = frame.f_code.co_filename
             if not path.startswith((_HERE, _TORCH)) and not path.startswith("<"):
-                if frame.f_code.co_name != "_traced":
-                    line = f"{Path(path).name}:{frame.f_lineno}"
-                break
-            frame = frame.f_back  # type: ignore[assignment]  # ends with None
-        module = self._modules[-1] if self._modules else ""
+                inner = frame.f_code.co_name == "_traced"
+                return "" if inner else f"{Path(path).name}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ""
+
+    def where(self) -> str:
+        """Say which module runs and which line of the user's code."""
+        if self.said:
+            return self.said
+        line, place = self.line(), told(sys._getframe(1))
+        module = place.module if place else self._modules[-1] if self._modules else ""
         inside = f"in '{module}'" if module else "in the network"
         return f"({inside}, {line})" if line else f"({inside})"
 
@@ -284,15 +316,51 @@ class Tracer:
         path = attribute_of(number)
         if from_shape(number) and int(number) != -1:
             return
+        if is_computed(number) and what != "padded channels":
+            self.book.assume(labels, self.line())
+            return
         if path is None:
-            origin = getattr(number, "path", "")
-            how = f"computed from '{origin}'" if origin else "written in the code"
+            how = f"computed from '{number.path}'" if is_computed(number) else "written in the code"
             self.book.keep_length(labels, axis, f"{what}: its number is {how} {self.where()}")
             if labels.shape[axis] == 1 or what == "padded channels":
                 self.book.freeze(labels, f"{what}: their number is {how} {self.where()}")
             return
         line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
-        self.book.constants.append(CountedConstant(path, int(number), line.long(), self.where()))
+        value = int(number) // number.samples
+        line = line[: len(line) // number.samples].long()
+        self.book.constants.append(CountedConstant(path, value, line, self.where()))
+
+    def statistic(self, op: Op, labels: Tensor, axis: int) -> None:
+        """``op`` computes over the channels along ``axis`` of its first operand: over those that stay."""
+        (narrow,), varies = compress(labels)
+        if not varies[axis]:
+            return
+        if sum(varies) > 1:
+            self.book.freeze(labels, f"'{op.name}' over channels beside others {self.where()}")
+            return
+        line = narrow.reshape(-1).long().clone()
+        seen = Seen(op.name, op.call, axis - labels.dim(), line, self.where())
+        self.book.statistics.append(seen)
+        self.book.touch(line)
+
+    def fold_scale(self, query: Tensor, labels: Tensor) -> None:
+        """A scale of ``1 / sqrt(width)`` changes with the width: the query's layer makes up for it."""
+        weight = self._producers.get(LabelStore.key(query))
+        layer = self.book.layers.get(weight) if weight else None
+        width = labels.shape[-1]
+        if layer is None or layer.kind != "linear" or layer.out_dim:
+            self.book.freeze(
+                labels,
+                f"a scale follows from the head width, which no layer takes up {self.where()}",
+            )
+            return
+        outputs = self.book.shapes[layer.weight][0]
+        places = torch.arange(query.untyped_storage().nbytes() // query.element_size())
+        rows = places.as_strided(query.shape, query.stride(), query.storage_offset()) % outputs
+        line = labels.movedim(-1, 0).reshape(width, -1)[:, 0].long()
+        for name in (layer.weight, layer.bias):
+            if name is not None:
+                self.book.folds.append(Fold(name, torch.unique(rows), line))
 
     def escape(self, labels: Tensor | None) -> None:
         """Values of an activation become Python's or numpy's: nobody sees what is done with them."""
@@ -339,9 +407,9 @@ class Tracer:
         if len(names) != 1:
             return None
         owner = self.tensors[names[0]]
-        if tensor.shape == owner.shape and tensor.stride() == owner.stride():
-            return [self.book.nodes(names[0], d) for d in range(owner.dim())]
         ids = self._ids.get(tensor)
+        if ids is None and tensor.shape == owner.shape and tensor.stride() == owner.stride():
+            return [self.book.nodes(names[0], d) for d in range(owner.dim())]
         used: set[int] = set()
         axes: list[Tensor | None] = []
         for axis, size in enumerate(tensor.shape):
@@ -358,6 +426,44 @@ class Tracer:
                 nodes = self.book.nodes(names[0], spare.pop(0))
             out.append(nodes if nodes is not None else self.book.fresh(tensor.shape[axis]))
         return out
+
+    def parameter_lines(self, tensor: Tensor, axis: int) -> list[Tensor] | None:
+        """Return the nodes that change along one axis of a parameter, a line per dimension; ``None``: of several."""
+        names = self.parameters_behind(tensor)
+        if len(names) != 1:
+            return None
+        owner, ids = self.tensors[names[0]], self._ids.get(tensor)
+        where = self._coordinates(names[0], owner, tensor, ids, axis)
+        return [
+            self.book.nodes(names[0], d)[line]
+            for d, line in enumerate(where)
+            if line.unique().numel() > 1
+        ]
+
+    def stand_for(self, out: Tensor, source: Tensor, first: Sequence[int] = ()) -> None:
+        """The elements of ``out`` are computed from those of ``source``, a parameter, and are cut as they are.
+
+        Along ``first`` (statistics) the first element stands for all; ``out`` may lack those axes.
+        """
+        known = self._parameters.get(LabelStore.key(source), [])
+        plain = len(known) == 1 and self.tensors[known[0]].numel() == source.numel() == out.numel()
+        if not first and plain and source.is_contiguous() and out.is_contiguous():
+            whole = self.tensors[known[0]]
+            if whole.is_contiguous() and not whole.storage_offset() and not out.storage_offset():
+                self._parameters[LabelStore.key(out)] = known
+                self._ids.hold(out)
+                return
+        numbers = self._numbers(source)
+        for axis in first:
+            numbers = numbers.narrow(axis, 0, 1)
+        if out.dim() != numbers.dim():
+            numbers = numbers.squeeze(tuple(first))
+        self._ids.put(out, numbers)
+
+    def unmasked(self, tensor: Tensor, reason: str) -> None:
+        """Zeros in the parameter behind ``tensor`` are no zeros in what is computed from it."""
+        for name in self.parameters_behind(tensor):
+            self._unmasked.setdefault(name, reason)
 
     def _coordinates(
         self, name: str, owner: Tensor, tensor: Tensor, ids: Tensor | None, axis: int
@@ -412,9 +518,17 @@ class Tracer:
         """Rearranging or copying parameters alone: carry the element numbers; whether it could."""
         movers = {
             "clone", "_to_copy", "contiguous", "cat", "stack", "repeat", "flip", "index_select",
+            "index",
         }  # fmt: skip
         if op.name not in movers or not isinstance(op.out, Tensor):
             return False
+        if op.name in ("index", "index_select"):
+            if not self.is_parameter(op.args[0]) or any(
+                self.labels(x) is not None for x in op.inputs
+            ):
+                return False
+            self._ids.put(op.out, op.func(self._numbers(op.args[0]), *op.args[1:], **op.kwargs))
+            return True
         if not all(self.is_parameter(x) for x in op.inputs):
             return False
         numbered = {id(x): self._numbers(x) for x in op.inputs}
@@ -445,15 +559,21 @@ class Tracer:
     def add_layer(self, layer: Layer, out: Tensor) -> None:
         """Record a Conv or Linear as it ran (a shared one: once more)."""
         self._producers[LabelStore.key(out)] = layer.weight
+        if layer.weight in self._unmasked:
+            nodes = self.book.nodes(layer.weight, layer.in_dim)
+            self.book.freeze(nodes, self._unmasked[layer.weight])
         known = self.book.layers.get(layer.weight)
-        if known is not None:
+        if known is not None and (known.kind != "embedding" or layer.kind == known.kind):
             known.positions += layer.positions
             known.calls += 1
             if known.in_dim != layer.in_dim:
                 self.book.freeze_tensor(layer.weight, f"is used in both directions {self.where()}")
             return
         name = self._modules[-1] if self._modules else ""
-        layer.name = name or layer.weight.rpartition(".")[0] or layer.weight
+        owner = layer.weight.rpartition(".")[0]
+        if owner.startswith(f"{name}.") and "parametrizations" not in owner:
+            name = owner  # a module that uses another one's weight: attention and its out_proj
+        layer.name = name or owner or layer.weight
         self.book.layers[layer.weight] = layer
 
     def mark_normalised(self, x: Tensor) -> None:

@@ -7,6 +7,18 @@ a rule freezes everything it touches and says so.
 """
 
 from mint_deploy.tracing.rules import layers, movement, statistics
+from mint_deploy.tracing.rules.computed import compute
+from mint_deploy.tracing.rules.recurrent import BEFORE
 from mint_deploy.tracing.rules.table import RULES, Op, freeze_everything, pointwise
 
-__all__ = ["RULES", "Op", "freeze_everything", "layers", "movement", "pointwise", "statistics"]
+__all__ = [
+    "BEFORE",
+    "RULES",
+    "Op",
+    "compute",
+    "freeze_everything",
+    "layers",
+    "movement",
+    "pointwise",
+    "statistics",
+]

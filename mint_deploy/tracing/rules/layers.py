@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mint_deploy.tracing.labels import NONE, compress
 from mint_deploy.tracing.ledger import Layer
+from mint_deploy.tracing.rules.products import product
 from mint_deploy.tracing.rules.table import Op, freeze_everything, rule
 
 if TYPE_CHECKING:
@@ -104,11 +105,11 @@ def _matmul(t: Tracer, op: Op) -> Tensor | None:
         labels_a = torch.full((), NONE, dtype=torch.int32).expand(a.shape)
         return _linear(t, op, a, labels_a, b, axes_b, bias)
     if labels_a is not None and labels_b is not None:
-        return _product(t, op, labels_a, labels_b, bias)
+        return product(t, op, labels_a, labels_b, bias)
     if labels_b is not None and not t.is_parameter(a):
-        return _product(t, op, torch.full_like(a, NONE, dtype=torch.int32), labels_b, bias)
+        return product(t, op, torch.full_like(a, NONE, dtype=torch.int32), labels_b, bias)
     if labels_a is not None and not t.is_parameter(b):
-        return _product(t, op, labels_a, torch.full_like(b, NONE, dtype=torch.int32), bias)
+        return product(t, op, labels_a, torch.full_like(b, NONE, dtype=torch.int32), bias)
     freeze_everything(t, op, "a parameter multiplies an activation from the left")
     return None
 
@@ -147,18 +148,3 @@ def _linear(
         op.out,
     )
     return nodes_out.expand(op.out.shape)
-
-
-def _product(t: Tracer, op: Op, a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor | None:
-    """Two activations: labels pass where the contraction is over positions; else all is frozen."""
-    _, varies_a = compress(a)
-    _, varies_b = compress(b)
-    if not varies_a[-1] and not varies_b[-2] and bias is None:
-        if not varies_a[-2] and bool((a >= 0).any()) and varies_b[-1]:
-            t.book.freeze(a, "weights positions of all channels " + t.where())
-            return b[..., :1, :].expand(op.out.shape)
-        if varies_a[-2] and not varies_b[-1]:
-            t.book.freeze(b, "weights positions of all channels " + t.where())
-            return a[..., :1].expand(op.out.shape)
-    freeze_everything(t, op, "product of two activations over channels")
-    return None

@@ -116,6 +116,8 @@ def _shuffle(t: Tracer, op: Op) -> Tensor | None:
 def _select(t: Tracer, op: Op) -> Tensor | None:
     """Indices that are written in code or data: axes along which they choose keep their length."""
     labels = t.labels(op.args[0])
+    if labels is None and t.moves_parameter(op):
+        return None
     if labels is None or any(t.labels(x) is not None for x in op.inputs[1:]):
         freeze_everything(t, op, f"'{op.name}' with indices")
         return None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from mint_deploy.tracing.labels import compress
+from mint_deploy.tracing.labels import NONE, compress
 from mint_deploy.tracing.rules.table import Op, freeze_everything, outputs, pointwise, rule
 
 if TYPE_CHECKING:
     from mint_deploy.tracing.tracer import Tracer
 
-__all__ = ["axes_of"]
+__all__ = ["SPATIAL", "axes_of"]
 
 
 @rule(
@@ -43,30 +44,53 @@ def _batch_norm(t: Tracer, op: Op) -> Tensor | None:
     return None
 
 
-@rule("native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm")
-def _norm_over_channels(t: Tracer, op: Op) -> Tensor | None:
-    """Statistics over channels change when one leaves: frozen, unless nothing varies there."""
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def _layer_norm(t: Tracer, op: Op) -> Tensor | None:
+    """Mean and variance over the last axes: after a cut, over the channels that stay."""
     x = op.args[0]
     labels = t.labels(x)
-    parameters = [p for p in op.inputs[1:] if t.is_parameter(p)]
+    parameters = [p for p in op.args[2:4] if isinstance(p, Tensor)]
     if labels is None:
         for p in parameters:
             t.computed_from(p, op)
         return None
-    if op.name == "native_group_norm":
-        over = list(range(1, x.dim()))
-    else:
-        over = list(range(x.dim() - len(op.args[1]), x.dim()))
-    _, varies = compress(labels)
-    name = op.name.removeprefix("native_").replace("_", " ")
-    reason = f"statistics over channels ({name}) {t.where()}"
-    if any(varies[axis] for axis in over):
-        t.book.freeze(labels, reason)
     for p in parameters:
-        for parameter in t.parameters_behind(p):
-            t.book.freeze_tensor(parameter, reason)
-    out = op.out[0] if isinstance(op.out, (tuple, list)) else op.out
-    t.put(out, labels)
+        t.tie_parameter(p, labels)
+    (narrow,), varies = compress(labels)
+    over = [axis for axis in range(x.dim() - len(op.args[1]), x.dim()) if varies[axis]]
+    if len(over) > 1:
+        t.book.freeze(labels, f"'{op.name}' over several axes of channels {t.where()}")
+    elif over:
+        t.statistic(op, narrow, over[0])
+    t.put(outputs(op.out)[0], labels)
+    return None
+
+
+@rule("native_group_norm")
+def _group_norm(t: Tracer, op: Op) -> Tensor | None:
+    """Statistics over each of ``groups`` parts of the channels: the parts stay equally wide."""
+    x, groups = op.args[0], int(op.args[6])
+    labels = t.labels(x)
+    parameters = [p for p in op.args[1:3] if isinstance(p, Tensor)]
+    if labels is None:
+        for p in parameters:
+            t.computed_from(p, op)
+        return None
+    line = labels.transpose(0, 1).reshape(labels.shape[1], -1)
+    (line,), varies = compress(line)
+    if varies[1]:
+        t.book.unite(line, line[:, :1])
+    channels = line[:, 0]
+    for p in parameters:
+        t.tie_parameter(p, channels)
+    if groups == len(channels):
+        t.count(t.argument("num_groups", 1), channels, "groups of a normalisation")
+    else:
+        rows = channels.view(groups, -1)
+        t.book.unite(rows, rows[:1])
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        t.statistic(op, channels.view(shape).expand(1, -1, *[1] * (x.dim() - 2)), 1)
+    t.put(outputs(op.out)[0], labels)
     return None
 
 
@@ -78,21 +102,44 @@ def axes_of(dims: Any, rank: int) -> list[int]:
     return [int(d) % max(1, rank) for d in dims]
 
 
-@rule("_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "_safe_softmax")
-def _along_axis(t: Tracer, op: Op) -> Tensor | None:
+@rule("_softmax", "_log_softmax", "_safe_softmax")
+def _softmax(t: Tracer, op: Op) -> Tensor | None:
     labels = t.labels(op.args[0])
     if labels is None:
         return None
-    _merge(t, op, labels, axes_of(op.args[1], labels.dim())[:1])
+    _over(t, op, labels, axes_of(op.args[1], labels.dim())[:1])
     return labels
 
 
-def _merge(t: Tracer, op: Op, labels: Tensor, axes: list[int]) -> None:
-    """What lies along ``axes`` leaves together (stacked branches, say), or stays if that is everything."""
-    for axis in axes:
-        if compress(labels)[1][axis]:
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin")
+def _cumulated(t: Tracer, op: Op) -> Tensor | None:
+    """Along positions each channel is for itself; along channels their order counts."""
+    labels = t.labels(op.args[0])
+    if labels is None:
+        return None
+    (axis,) = axes_of(op.args[1], labels.dim())[:1]
+    if compress(labels)[1][axis]:
+        t.book.freeze(labels, f"'{op.name}' over channels, whose order counts {t.where()}")
+    for out in outputs(op.out):
+        t.put(out, labels)
+    return None
+
+
+def _over(t: Tracer, op: Op, labels: Tensor, axes: list[int]) -> None:
+    """Channels along one of ``axes`` are a statistic; branches that lie side by side leave together."""
+    varies = compress(labels)[1]
+    over = [axis for axis in axes if varies[axis]]
+    beside = any(v for axis, v in enumerate(varies) if axis not in axes)
+    if not over:
+        return
+    if beside:
+        for axis in over:
             t.book.unite(labels, labels.narrow(axis, 0, 1))
-            t.book.keep_length(labels, axis, f"'{op.name.strip('_')}' over channels {t.where()}")
+            t.book.keep_length(labels, axis, f"'{op.name.strip('_')}' over branches {t.where()}")
+    elif len(over) == 1:
+        t.statistic(op, labels, over[0])
+    else:
+        t.book.freeze(labels, f"'{op.name.strip('_')}' over several axes of channels {t.where()}")
 
 
 @rule(
@@ -112,16 +159,21 @@ def _reduce(t: Tracer, op: Op) -> Tensor | None:
     if isinstance(dims, bool):
         dims = None
     axes = axes_of(dims, x.dim())
-    _merge(t, op, labels, axes)
+    _over(t, op, labels, axes)
+    varies = compress(labels)[1]
+    crossed = any(varies[axis] for axis in axes)
+    beside = any(v for axis, v in enumerate(varies) if axis not in axes)
     for axis in sorted(axes, reverse=True):
         labels = labels.narrow(axis, 0, 1) if x.dim() else labels
+    if crossed and not beside:
+        labels = torch.full_like(labels, NONE)  # of all channels: a channel no more
     for out in outputs(op.out):
         kept = labels if out.dim() == x.dim() else labels.squeeze(tuple(axes))
         t.put(out, kept)
     return None
 
 
-_SPATIAL = {
+SPATIAL = {
     "max_pool1d": 1, "max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3, "max_pool2d": 2,
     "avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3, "_adaptive_avg_pool2d": 2,
     "_adaptive_avg_pool3d": 3, "adaptive_max_pool2d": 2, "adaptive_max_pool3d": 3,
@@ -134,13 +186,13 @@ _SPATIAL = {
 }  # fmt: skip
 
 
-@rule(*_SPATIAL)
+@rule(*SPATIAL)
 def _spatial(t: Tracer, op: Op) -> Tensor | None:
     """Pooling, interpolation, padding by content: each channel for itself."""
     labels = t.labels(op.args[0])
     if labels is None:
         return None
-    space = _SPATIAL[op.name]
+    space = SPATIAL[op.name]
     flat = labels.flatten(labels.dim() - space)
     (narrow,), _ = compress(flat)
     if narrow.shape[-1] > 1:

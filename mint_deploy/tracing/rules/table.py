@@ -19,7 +19,7 @@ __all__ = ["RULES", "Op", "freeze_everything", "outputs", "pointwise", "rule"]
 
 @dataclass
 class Op:
-    """One operator call: its name without the in-place mark, arguments, and result."""
+    """One operator call: its name without the in-place mark, arguments, result, and its number."""
 
     name: str
     func: Any
@@ -27,6 +27,7 @@ class Op:
     kwargs: dict[str, Any]
     out: Any
     inputs: list[Tensor]
+    call: int = 0
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """Return an argument given by position or by name."""
