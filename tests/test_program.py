@@ -67,6 +67,8 @@ def test_a_width_in_the_code_is_frozen_in_modules_and_cut_in_the_program(
     at_program = trace(program, x)
     assert at_modules.cuttable_macs_share < 0.7
     assert at_program.cuttable_macs_share == 1.0
+    edges = {"meets the network's input", "reaches the network's output"}
+    assert set(at_program.frozen.values()) <= edges
     plan = less(at_program)
     slim, made, proof = prove(program, plan, x)
     assert made == plan
@@ -239,7 +241,7 @@ def test_heads_of_a_transformer_layer_leave_a_program():
         "layer.self_attn": 4,
         "layer.linear1": 24,
     }
-    slim, made, proof = prove(program, less(graph), x)
+    slim, _, proof = prove(program, less(graph), x)
     assert proof.max_error < 1e-12
     assert not any(g.status == "rolled back" for g in proof.groups.values())
     assert slim(torch.randn(3, 5, 16)).shape == (3, 3)  # "heads times samples" in the code follows
@@ -300,6 +302,29 @@ def test_shared_tensors_flags_and_structures_stay():
     assert copied.first.weight is not program.first.weight
     assert state_digest(copied) == state_digest(program)
     assert program.first.weight is not model.first.weight
+
+
+def test_a_program_goes_where_its_inputs_are():
+    program = export_program(fresh(Filled), images()).to("meta")
+    found = program(images().to("meta"))
+    assert found.is_meta  # the zeros inside are made there, too
+    assert found.shape == (2, 10)
+
+
+def test_tensors_written_in_the_code_are_buffers_and_are_cut_with_their_channels():
+    class Written(Stem):
+        def middle(self, x: Tensor) -> Tensor:
+            return x * torch.tensor([1.0, 2.0, 3.0, 4.0] * 4).view(1, 16, 1, 1) + torch.tensor(0.5)
+
+    model = fresh(Written)
+    program = export_program(model, images())
+    own = set(program.state_dict()) - set(model.state_dict())
+    assert {tuple(program.state_dict()[name].shape) for name in own} == {(16,), ()}
+    graph = trace(program, images())
+    assert graph.groups["stem"].size == 16
+    slim, _, proof = prove(program, less(graph), images())
+    assert proof.max_error < 1e-12
+    assert {tuple(slim.state_dict()[name].shape) for name in own} == {(14,), ()}
 
 
 # ---------------------------------------------------------------- what torch.export refuses
