@@ -100,8 +100,8 @@ class Graph:
     """Everything that a cut does not change; shared by all copies of a program.
 
     ``batch`` is the number of samples that was exported, ``open_batch`` whether others will do;
-    ``batched``: which of the flattened inputs have the samples in front; ``form`` describes the inputs, so
-    that the model can be exported again (``program_export.example_of``).
+    ``batched``: which of the flattened inputs have the samples in front, ``shapes`` theirs without the samples.
+    ``form`` describes the inputs, so that the model can be exported again (``program_form.example_of``).
     """
 
     steps: tuple[Step, ...]
@@ -110,6 +110,7 @@ class Graph:
     inputs: tuple[int | None, ...]
     constants: tuple[Any, ...]
     batched: tuple[bool, ...]
+    shapes: tuple[tuple[int, ...], ...]
     batch: int
     open_batch: bool
     why_closed: str
@@ -223,8 +224,16 @@ class Program(nn.Module):
                 f"this program was exported with arguments of the form {graph.in_spec}, and got {spec}; call "
                 "it as the example inputs did"
             )
-        for leaf, known in zip(leaves, graph.constants, strict=True):
-            if not isinstance(leaf, Tensor) and leaf != known:
+        sized = zip(leaves, graph.constants, graph.batched, graph.shapes, strict=True)
+        for leaf, known, batched, shape in sized:
+            if isinstance(leaf, Tensor):
+                if tuple(leaf.shape[1:] if batched else leaf.shape) != shape:
+                    raise ModelError(
+                        f"this program was exported for inputs of {list(shape)}"
+                        f"{' a sample' if batched else ''}, and got {list(leaf.shape)}; its code may hold numbers "
+                        "that follow from that: export it again for other sizes"
+                    )
+            elif leaf != known:
                 raise ModelError(
                     f"this program was exported with the argument {known!r}, and got {leaf!r}; export it again"
                 )

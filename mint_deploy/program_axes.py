@@ -1,6 +1,7 @@
-"""Axes that a program takes apart: ``view(n, 3, heads, d)`` whose 3 are queries, keys and values.
+"""Which numbers of a program count from where: bounds of slices, and axes that are taken apart.
 
-Such an axis cannot lose entries whatever its number is, so that number is no candidate for a cut.
+The 3 of ``view(n, 3, heads, d)``, split into queries, keys and values, cannot lose entries whatever it is, so
+that number is no candidate for a cut.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch.fx import Node
 
-__all__ = ["taken_apart"]
+__all__ = ["from_front", "taken_apart"]
 
 _SAME = {"contiguous", "clone", "detach", "alias", "to"}
 
@@ -66,3 +67,15 @@ def _moved(name: str, args: list[Any], axis: int, rank: int) -> int | None:
         gone = args[0] % rank
         return None if gone == axis else axis - (gone < axis)
     return None
+
+
+def from_front(node: Node, name: str, value: int, twins: list[Any]) -> tuple[int, list[Any]]:
+    """Count the bounds of slices from the front: ``x[:, :-4]`` ends after a number that can be rewritten."""
+    if value >= 0 or name not in ("start", "end") or str(node.target) != "aten.slice.Tensor":
+        return value, twins
+    sliced: Any = node.args[0]
+    axis: Any = node.args[1] if len(node.args) > 1 else 0
+    if axis == 0 or any(t != value for t in twins):
+        return value, twins
+    front = max(0, value + int(sliced.meta["val"].shape[axis]))
+    return front, [front for _ in twins]

@@ -34,7 +34,7 @@ from mint_deploy.program import (
     slicing,
     with_deaths,
 )
-from mint_deploy.program_axes import taken_apart
+from mint_deploy.program_axes import from_front, taken_apart
 from mint_deploy.program_form import form_of
 from mint_deploy.tracing.place import place_of
 
@@ -127,16 +127,20 @@ class Builder:
             raise ModelError(f"the exported program changes buffers as outputs; {ADVICE}")
         args, kwargs = self.inputs
         signature = inspect.signature(self.model.forward).parameters.values()
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         is_open = len(self.sizes) > 1
+        batched = tuple(
+            isinstance(x, Tensor) and x.dim() > 0 and len(x) == self.size for x in leaves
+        )
         graph = Graph(
             steps=with_deaths(self.steps, outputs),
             registers=self.registers,
             outputs=tuple(outputs),
             inputs=tuple(self.users),
             constants=tuple(None if isinstance(x, Tensor) else x for x in leaves),
-            batched=tuple(
-                isinstance(x, Tensor) and x.dim() > 0 and len(x) == self.size for x in leaves
+            batched=batched,
+            shapes=tuple(
+                () if not isinstance(x, Tensor) else tuple(x.shape[1:] if has else x.shape)
+                for x, has in zip(leaves, batched, strict=True)
             ),
             batch=self.sizes[0],
             open_batch=is_open,
@@ -144,7 +148,9 @@ class Builder:
             in_spec=tree_flatten((tuple(args), dict(kwargs)))[1],
             out_spec=first.call_spec.out_spec,
             keywords=tuple(kwargs),
-            argument_names=tuple(p.name for p in signature if p.kind in positional),
+            argument_names=tuple(
+                p.name for p in signature if p.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD
+            ),
             form=form_of(self.inputs),
         )
         program = Program(graph)
@@ -316,7 +322,7 @@ class Builder:
             return Training(place)
         counts = name in _COUNTS
         if counts and type(value) is int:
-            value, twins = _from_front(node, name, value, twins)
+            value, twins = from_front(node, name, value, twins)
         if counts and (type(value) is int or _is_sizes(value)):
             return self._numbers(
                 value, twins, f"{self.prefix}{node.name}_{name}", taken_apart(node, name)
@@ -383,15 +389,3 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(
         type(v) is int or isinstance(v, Node) for v in value
     )
-
-
-def _from_front(node: Node, name: str, value: int, twins: list[Any]) -> tuple[int, list[Any]]:
-    """Count the bounds of slices from the front: ``x[:, :-4]`` ends after a number that can be rewritten."""
-    if value >= 0 or name not in ("start", "end") or str(node.target) != "aten.slice.Tensor":
-        return value, twins
-    sliced: Any = node.args[0]
-    axis: Any = node.args[1] if len(node.args) > 1 else 0
-    if axis == 0 or any(t != value for t in twins):
-        return value, twins
-    front = max(0, value + int(sliced.meta["val"].shape[axis]))
-    return front, [front for _ in twins]

@@ -297,6 +297,8 @@ def test_shared_tensors_flags_and_structures_stay():
         program(**{**other, "flag": False})
     with pytest.raises(ModelError, match="arguments of the form"):
         program(other["x"])
+    with pytest.raises(ModelError, match=r"inputs of \[8\] a sample, and got \[5, 4\]"):
+        program(**{**other, "x": torch.randn(5, 4)})
     copied = copy.deepcopy(program)
     assert copied.first.weight is copied.second.weight
     assert copied.first.weight is not program.first.weight
