@@ -8,6 +8,7 @@ that is given to PyTorch.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
@@ -128,7 +129,9 @@ def _exported(model: nn.Module, inputs: Call, dynamic_batch: bool) -> ExportedPr
             return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and len(x) == 1 else x
 
         args, kwargs = tree_map(doubled, (args, kwargs))
-        shapes = (*tree_map(open_first, args), *tree_map(open_first, kwargs).values())
+        # by name, as forward takes them: one with *args has all of them under one name
+        named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        shapes = tree_map(open_first, dict(named))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
 

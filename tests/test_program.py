@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mint_deploy import loading
 from mint_deploy.artifacts import PruningPlan
 from mint_deploy.batchnorm import recalibrate_batchnorm_
+from mint_deploy.compose import compose
 from mint_deploy.data import as_part
 from mint_deploy.errors import DataError, ModelError, PlanError
 from mint_deploy.export import export
@@ -23,6 +24,7 @@ from mint_deploy.plan import make_plan
 from mint_deploy.program import Program
 from mint_deploy.program_export import export_program
 from mint_deploy.program_form import example_of, form_of
+from mint_deploy.pt2 import load_pt2, save_pt2
 from mint_deploy.repair import refit
 from mint_deploy.report.view import settings_rows
 from mint_deploy.surgery import cut
@@ -247,14 +249,24 @@ def test_heads_of_a_transformer_layer_leave_a_program():
     assert slim(torch.randn(3, 5, 16)).shape == (3, 3)  # "heads times samples" in the code follows
 
 
+def test_a_cut_program_is_kept_as_pt2(tmp_path):
+    program = export_program(fresh(Filled), images())
+    slim, _, _ = prove(program, less(trace(program, images())), images())
+    save_pt2(slim, tmp_path / "slim.pt2", images(), dynamic_batch=True)
+    assert torch.equal(load_pt2(tmp_path / "slim.pt2")(images(5)), slim(images(5)))
+
+
 def test_a_cut_program_is_cut_again():
     program = export_program(fresh(Splits), images())
-    once, _, _ = prove(program, less(trace(program, images())), images())
+    once, first, _ = prove(program, less(trace(program, images())), images())
     graph = trace(once, images())
     assert graph.groups["stem"].size == 6
-    twice, _, proof = prove(once, less(graph), images())
+    twice, second, proof = prove(once, less(graph), images())
     assert proof.max_error < 1e-12
     assert twice.code.split_split_size == 4
+    at_once = cut(program, compose(first, second))
+    assert torch.equal(at_once(images()), twice(images()))
+    assert vars(at_once.code)["split_split_size"] == 4
 
 
 # ---------------------------------------------------------------- what a program keeps
