@@ -79,8 +79,15 @@ def copied(model: nn.Module, *, meta: bool = False) -> nn.Module:
         TraceError: as :func:`check_model`, or it cannot be copied.
     """
     check_model(model, meta=meta)
+    # the older weight norm and pruning masks keep what they computed last, with its history
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, dict(computed))
     except Exception as error:
         raise TraceError(
             f"the model cannot be copied ({error}); modules that hold open files, generators or "

@@ -259,7 +259,7 @@ CASES: dict[str, Case] = {
         lambda m, x: x * m.s[: x.shape[1]].view(1, -1, 1, 1), parts=lambda: {"s": raw(16)}
     ),
     "raw_scale_squashed": Case(
-        lambda m, x: x * torch.sigmoid(m.s), (), COMPUTED, parts=lambda: {"s": raw(16, 1, 1)}
+        lambda m, x: x * torch.sigmoid(m.s), parts=lambda: {"s": raw(16, 1, 1)}
     ),
     "scalar_parameter": Case(lambda m, x: x * m.s, parts=lambda: {"s": raw(1)}),
     "buffer": Case(lambda m, x: x - m.b, parts=lambda: {"b": torch.randn(1, 16, 1, 1)}),

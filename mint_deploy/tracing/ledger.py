@@ -125,6 +125,10 @@ class Ledger:
         self._sinks[node] = reason
         return node
 
+    def reason_of(self, node: int) -> str:
+        """Return what a sink says; "" for any other node."""
+        return self._sinks.get(node, "")
+
     # ------------------------------------------------------------ what the rules say
 
     def unite(self, a: Tensor, b: Tensor) -> None:

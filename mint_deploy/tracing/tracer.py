@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -381,12 +382,15 @@ class Tracer:
         ids = self._ids.get(tensor)
         if ids is None:
             return []
-        first, last = int(ids.min()), int(ids.max())
-        return [
-            n
-            for n, start in self._first_id.items()
-            if start <= last and start + self.tensors[n].numel() > first
-        ]
+        which = self._owner(torch.stack([ids.min(), ids.max()]) if ids.numel() else ids)
+        if len(which) == 2 and which[0] != which[1]:
+            which = self._owner(ids)
+        return [list(self._first_id)[i] for i in torch.unique(which).tolist()]
+
+    def _owner(self, ids: Tensor) -> Tensor:
+        """Return which parameter, in their order, each element number belongs to."""
+        starts = torch.tensor(list(self._first_id.values()))
+        return torch.searchsorted(starts, ids.contiguous(), right=True) - 1
 
     def _within(self, name: str, tensor: Tensor) -> bool:
         owner = self.tensors[name]
@@ -405,7 +409,7 @@ class Tracer:
         """Return the nodes along each axis of a (view of a) parameter; ``None`` if it is computed."""
         names = self.parameters_behind(tensor)
         if len(names) != 1:
-            return None
+            return self._joined_axes(tensor) if names else None
         owner = self.tensors[names[0]]
         ids = self._ids.get(tensor)
         if ids is None and tensor.shape == owner.shape and tensor.stride() == owner.stride():
@@ -427,8 +431,32 @@ class Tracer:
             out.append(nodes if nodes is not None else self.book.fresh(tensor.shape[axis]))
         return out
 
+    def _joined_axes(self, tensor: Tensor) -> list[Tensor] | None:
+        """Return the nodes of parameters that lie side by side along one axis."""
+        ids = self._ids.get(tensor)
+        if ids is None:
+            return None
+        (which,), varies = compress(self._owner(ids))
+        if sum(varies) != 1:
+            return None
+        along, out = varies.index(True), []
+        _, lengths = torch.unique_consecutive(which.reshape(-1), return_counts=True)
+        start = 0
+        for length in lengths.tolist():
+            axes = self.parameter_axes(tensor.narrow(along, start, length))
+            if axes is None:
+                return None
+            out.append(axes)
+            start += length
+        for axes in out[1:]:
+            for axis, nodes in enumerate(axes):
+                if axis != along:
+                    self.book.unite(nodes, out[0][axis])
+        joined = torch.cat([axes[along] for axes in out])
+        return [joined if axis == along else nodes for axis, nodes in enumerate(out[0])]
+
     def parameter_lines(self, tensor: Tensor, axis: int) -> list[Tensor] | None:
-        """Return the nodes that change along one axis of a parameter, a line per dimension; ``None``: of several."""
+        """Return the nodes that change along one axis of a parameter, by dimension; ``None``: of several."""
         names = self.parameters_behind(tensor)
         if len(names) != 1:
             return None
@@ -437,7 +465,7 @@ class Tracer:
         return [
             self.book.nodes(names[0], d)[line]
             for d, line in enumerate(where)
-            if line.unique().numel() > 1
+            if bool((line != line[:1]).any())
         ]
 
     def stand_for(self, out: Tensor, source: Tensor, first: Sequence[int] = ()) -> None:
@@ -556,8 +584,10 @@ class Tracer:
 
     # ------------------------------------------------------------ layers
 
-    def add_layer(self, layer: Layer, out: Tensor) -> None:
-        """Record a Conv or Linear as it ran (a shared one: once more)."""
+    def add_layer(self, layer: Layer, out: Tensor, also: Sequence[str] = ()) -> None:
+        """Record a Conv or Linear as it ran (a shared one: once more); ``also`` other parts of its weight."""
+        for name in also:
+            self.add_layer(replace(layer, weight=name), out)
         self._producers[LabelStore.key(out)] = layer.weight
         if layer.weight in self._unmasked:
             nodes = self.book.nodes(layer.weight, layer.in_dim)

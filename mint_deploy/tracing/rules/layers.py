@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mint_deploy.tracing.labels import NONE, compress
 from mint_deploy.tracing.ledger import Layer
+from mint_deploy.tracing.rules.computed import how_computed
 from mint_deploy.tracing.rules.products import product
 from mint_deploy.tracing.rules.table import Op, freeze_everything, rule
 
@@ -22,7 +23,7 @@ def _convolution(t: Tracer, op: Op) -> Tensor | None:
     transposed, groups = bool(op.args[6]), int(op.args[8])
     axes = t.parameter_axes(weight)
     if axes is None:
-        freeze_everything(t, op, "its weight is computed in the forward pass")
+        freeze_everything(t, op, how_computed(t, weight))
         return None
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     labels = t.labels(x)
@@ -44,7 +45,7 @@ def _convolution(t: Tracer, op: Op) -> Tensor | None:
             name="",
             kind="conv_transpose" if transposed else "conv",
             weight=t.parameter_name(weight),
-            bias=t.parameter_name(bias) if bias is not None else None,
+            bias=t.parameter_name(bias) if bias is not None and t.is_parameter(bias) else None,
             in_dim=in_dim,
             out_dim=out_dim,
             groups=groups,
@@ -52,6 +53,7 @@ def _convolution(t: Tracer, op: Op) -> Tensor | None:
             positions=positions,
         ),
         op.out,
+        t.parameters_behind(weight)[1:],
     )
     return nodes_out.view(-1, *[1] * (op.out.dim() - 2)).expand(op.out.shape)
 
@@ -146,5 +148,6 @@ def _linear(
             positions=a.shape[:-1].numel(),
         ),
         op.out,
+        t.parameters_behind(b)[1:],
     )
     return nodes_out.expand(op.out.shape)

@@ -60,10 +60,19 @@ def outputs(out: Any) -> list[Tensor]:
 # ---------------------------------------------------------------- no rule, element-wise
 
 
+def _from_parameters(t: Tracer, op: Op) -> str:
+    """Return why what goes in is frozen, if all of it was computed from parameters: that reason stands."""
+    labels = [x for x in map(t.labels, op.inputs) if x is not None and x.numel()]
+    known = {t.book.reason_of(int(x.reshape(-1)[0])) for x in labels}
+    return (
+        known.pop() if len(known) == 1 and all(k.startswith("a weight is") for k in known) else ""
+    )
+
+
 def freeze_everything(t: Tracer, op: Op, reason: str = "") -> None:
     """Freeze all that goes in; what comes out freezes whatever it meets."""
     reason = reason or f"no rule for the operator '{op.name}'"
-    reason = f"{reason} {t.where()}"
+    reason = _from_parameters(t, op) or f"{reason} {t.where()}"
     for tensor in op.inputs:
         t.book.freeze(t.labels(tensor), reason)
         for name in t.parameters_behind(tensor):
