@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
@@ -47,6 +47,7 @@ def plan(
     round_to: int | None = None,
     least_kept: float = LEAST_KEPT,
     allocation: str = "auto",
+    at_most: Mapping[str, int] | None = None,
     model: str = "",
 ) -> PruningPlan:
     """Choose what stays in every group.
@@ -62,6 +63,7 @@ def plan(
         round_to: overrides the target's.
         least_kept: every group keeps at least this share of its units (0 to 1).
         allocation: ``auto``, ``uniform`` or ``global``, see above; ``ratio`` is always uniform.
+        at_most: widths from which groups start, whatever the budget (see :mod:`mint_deploy.lossless`).
         model: name to be written into the plan.
 
     Raises:
@@ -87,7 +89,7 @@ def plan(
     if not graph.groups:
         reasons = "; ".join(f"{n}: {why}" for n, why in list(graph.frozen.items())[:5])
         raise PlanError(f"nothing in this model can be cut: {reasons}")
-    ladder = _Ladder(graph, scores, round_to or chip.round_to, ignore, least_kept)
+    ladder = _Ladder(graph, scores, round_to or chip.round_to, ignore, least_kept, at_most or {})
     if kind == "ratio":
         widths = ladder.uniform(amount)
     else:
@@ -177,6 +179,7 @@ class _Ladder:
         round_to: int,
         ignore: Sequence[str],
         least_kept: float,
+        at_most: Mapping[str, int],
     ) -> None:
         self.graph, self.scores, self.notes = graph, scores, list[str]()
         self.steps: dict[str, int] = {}
@@ -193,7 +196,8 @@ class _Ladder:
                 if name not in ignored:
                     self.notes.append(f"'{name}' stays whole: the criterion has no evidence on it")
                 continue
-            self.rungs[name] = rungs
+            start = max(min(at_most.get(name, group.size), group.size), rungs[-1])
+            self.rungs[name] = [width for width in rungs if width <= start]
         for step, names in sorted(narrow.items()):
             listed = ", ".join(names[:4]) + (
                 f" and {len(names) - 4} more" if len(names) > 4 else ""
@@ -214,14 +218,16 @@ class _Ladder:
     def uniform(self, removed: float) -> Widths:
         """The rung nearest to the same share everywhere."""
         return {
-            name: min(rungs, key=lambda w: (abs(w - (1 - removed) * rungs[0]), -w))
+            name: min(
+                rungs, key=lambda w: (abs(w - (1 - removed) * self.graph.groups[name].size), -w)
+            )
             for name, rungs in self.rungs.items()
         }
 
     def must_reach(self, kind: str, amount: float, cost: CostOf) -> None:
         """Refuse a budget below what the narrowest widths cost."""
         least = {name: rungs[-1] for name, rungs in self.rungs.items()}
-        total = cost({name: rungs[0] for name, rungs in self.rungs.items()})
+        total = cost({})
         nearest = cost(least) / total
         if nearest <= amount:
             return

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "mint_deploy"
 
 #: the first part of a module's name -> its layer; a new module must be given a place here
 LAYERS = {
-    "base": {"_version", "errors", "artifacts", "files", "plugins", "target"},
+    "base": {"_version", "errors", "artifacts", "files", "plugins", "target", "overview"},
     "device": {
         "runtimes", "sensors", "machine", "bench", "_bench_base", "_bench_child", "_bench_files",
         "_bench_turns", "_bench_worker", "statistics", "doubts", "compare", "parity", "manifest",
@@ -21,7 +21,7 @@ LAYERS = {
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
         "moments", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
         "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
-        "sensitivity", "silence", "pt2", "pt2_check", "pt2_formula", "compose", "plan_file", "loading",
+        "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check", "pt2_formula", "compose", "plan_file", "loading",
         "user_model",
         "program", "program_axes", "program_export", "program_form", "program_graph",
     },
