@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from mint_deploy._version import __version__
-from mint_deploy.cli import judge, look, measure, work
+from mint_deploy.cli import doctor, judge, look, measure, work
 from mint_deploy.errors import Interrupted, MintDeployError, PromiseBroken
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -60,7 +60,7 @@ def _main(
 #: name -> function, in the order of the help
 COMMANDS: dict[str, Callable[..., None]] = {
     "compress": work.compress,
-    "doctor": look.doctor,
+    "doctor": doctor.doctor,
     "score": work.score,
     **work.STAGE_COMMANDS,
     "bench": measure.bench,

@@ -1,9 +1,9 @@
-"""The commands that only look: ``doctor``, ``targets``, ``inspect``."""
+"""The commands that only look: ``targets``, ``inspect``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,132 +11,7 @@ from mint_deploy.cli import options as o
 from mint_deploy.cli import plans, show
 from mint_deploy.errors import DataError
 
-if TYPE_CHECKING:
-    from mint_deploy.graph import Graph
-
-__all__ = ["doctor", "inspect", "targets"]
-
-
-# ---------------------------------------------------------------- doctor
-
-
-def doctor(
-    model: o.Model = None,
-    weights: o.Weights = None,
-    input: o.Input = None,  # noqa: A002 - the flag is called so
-    export_level: o.ExportLevel = None,
-    machine: Annotated[bool, typer.Option("--machine", help="How quiet this machine is.")] = False,
-    json: o.Json = False,
-) -> None:
-    """Say what can be cut and why the rest cannot; what is installed; how quiet the machine is."""
-    if model is not None:
-        _model(model, weights, input, exported=bool(export_level), as_json=json)
-    elif machine:
-        _machine(as_json=json)
-    else:
-        _installation(as_json=json)
-
-
-def _model(
-    model: str, weights: str | None, sizes: str | None, *, exported: bool, as_json: bool
-) -> None:
-    import torch
-
-    from mint_deploy.errors import ModelError
-    from mint_deploy.models import load_model
-    from mint_deploy.program_export import export_program
-    from mint_deploy.settings import parse_input
-    from mint_deploy.trace import trace
-
-    loaded = load_model(model, weights)
-    shape = parse_input(sizes) if sizes else loaded.input_shape and (1, *loaded.input_shape)
-    if not shape:
-        raise ModelError(f"the input size of {model} is not known; give it as --input 1x3x32x32")
-    example = torch.zeros(shape)
-    network = export_program(loaded.model, example) if exported else loaded.model
-    graph = trace(network, example)
-    if as_json:
-        show.print_json(_graph_body(graph))
-        return
-    print(graph)
-    if not exported and any("the code" in why for why in graph.frozen.values()):
-        print("Numbers written in the code freeze some of these: --export-level may free them.")
-
-
-def _graph_body(graph: Graph) -> dict[str, Any]:
-    return {
-        "groups": {
-            name: {"size": g.size, "producers": g.producers, "consumers": g.consumers}
-            for name, g in graph.groups.items()
-        },
-        "frozen": graph.frozen,
-        "cost": graph.cost,
-        "cuttable_macs_share": graph.cuttable_macs_share,
-        "notes": graph.notes,
-    }
-
-
-def _installation(*, as_json: bool) -> None:
-    from mint_deploy import pipeline, plugins, target, trtexec
-    from mint_deploy.models import zoo_names
-
-    runtimes = {}
-    for name in plugins.known("runtime"):
-        plugin = plugins.load("runtime", name)
-        why = plugin.missing()
-        runtimes[name] = {"missing": why, "mend": getattr(plugin, "MEND", None) if why else None}
-    program = trtexec.find()
-    missing = None if program else "the program trtexec is not here; only boards need it"
-    runtimes["tensorrt"] = {"missing": missing, "mend": None if program else trtexec.MEND}
-    found: dict[str, Any] = {
-        "versions": pipeline.versions(),
-        "cuda": _cuda(),
-        "runtimes": runtimes,
-        "criteria": plugins.known("criterion"),
-        "estimators": plugins.known("estimator"),
-        "models": zoo_names(),
-        "targets": target.target_names(),
-    }
-    if as_json:
-        show.print_json(found)
-        return
-    print("installed")
-    print(show.table([[name, text] for name, text in found["versions"].items()]))
-    print(f"  CUDA: {found['cuda'] or 'none seen by torch; training runs on the CPU'}")
-    print("runtimes")
-    for name, state in runtimes.items():
-        mend = f"; to mend it: {state['mend']}" if state["mend"] else ""
-        print(f"  {name:<14} {state['missing'] or 'ready'}{mend}")
-    for kind in ("criteria", "estimators", "models", "targets"):
-        print(f"{kind}\n  {', '.join(found[kind])}")
-
-
-def _cuda() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-def _machine(*, as_json: bool) -> None:
-    from mint_deploy import machine
-    from mint_deploy.bench import overhead_ns
-    from mint_deploy.doubts import doubts
-
-    found = machine.probe()
-    overhead = overhead_ns()
-    against = doubts((), found)
-    if as_json:
-        show.print_json({"machine": found, "overhead_ns": overhead, "doubts": against})
-        return
-    from mint_deploy.files import encode
-    from mint_deploy.report import view
-
-    print(show.table([list(row) for row in view.machine_rows(encode(found))]))
-    print(f"  the harness itself takes {overhead:.0f} ns a call")
-    for text in against:
-        print(f"  doubt: {text}")
-    if not against:
-        print("  nothing speaks against measuring here")
+__all__ = ["inspect", "targets"]
 
 
 # ---------------------------------------------------------------- targets
