@@ -4,7 +4,7 @@
     python benchmarks/conformance.py --only 'timm/*net*'   # what matches; --again repeats what is done
     python benchmarks/conformance.py --table               # write the table from what is there
 
-Each architecture runs in a process of its own with a time limit. A finished one is a line of
+Each architecture runs in a process of its own with a limit of time and memory. A finished one is a line of
 ``build/conformance/rows.jsonl`` (``--out``), so a stopped run goes on where it was; rows of another state of
 the engine are run anew. ``--table`` and complete runs write ``benchmarks/results/conformance.{json,md}``.
 Every claim *exact* is crossed by a reference that shares nothing with the engine (``conformance/absent.py``).
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import multiprocessing as mp
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -55,9 +56,10 @@ def engine_digest() -> str:
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:12]
 
 
-def one(name: str, side: str, path: str) -> None:
-    """Run one architecture in this process and leave the row at ``path``."""
+def one(name: str, side: str, path: str, memory: int) -> None:
+    """Run one architecture in this process, in so many bytes, and leave the row at ``path``."""
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     import torch
 
     torch.set_num_threads(1)
@@ -65,14 +67,23 @@ def one(name: str, side: str, path: str) -> None:
 
     try:
         row = (ours if side == "ours" else peer).examine(catalogue.cases()[name])
+    except MemoryError:
+        row = out_of_memory(memory)
     except Exception as error:  # noqa: BLE001  # the row says what happened
         lines = traceback.format_exception(error)
         text = f"{type(error).__name__}: {error}"[:500]
         row = {"verdict": "crash", "error": text, "traceback": "".join(lines)[-2000:]}
+    if "can't allocate memory" in row.get("error", ""):
+        row |= out_of_memory(memory)
     Path(path).write_text(json.dumps(row))
 
 
-def run(todo: list[tuple[str, str]], folder: Path, *, jobs: int, limit: float) -> None:
+def out_of_memory(memory: int) -> dict[str, str]:
+    """Return the verdict of what needs more than is allowed."""
+    return {"verdict": "memory limit", "error": f"needs more than {memory / 2**30:g} GiB"}
+
+
+def run(todo: list[tuple[str, str]], folder: Path, *, jobs: int, limit: float, memory: int) -> None:
     """Run what is to do, ``jobs`` at a time, and append a row for each."""
     # the server that is forked from starts with the environment's path, not with this process's
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
@@ -87,7 +98,7 @@ def run(todo: list[tuple[str, str]], folder: Path, *, jobs: int, limit: float) -
             while left and len(live) < jobs:
                 name, side = left.pop(0)
                 path = Path(scratch) / f"{len(left)}.json"
-                process = context.Process(target=one, args=(name, side, str(path)))
+                process = context.Process(target=one, args=(name, side, str(path), memory))
                 process.start()
                 live[process] = (name, side, path, time.monotonic())
             for process in list(live):
@@ -138,6 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "build" / "conformance")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one architecture")
+    parser.add_argument("--memory", type=float, default=9.0, help="GiB for one architecture")
     parser.add_argument("--no-peer", action="store_true", help="leave torch-pruning out")
     parser.add_argument("--again", action="store_true", help="repeat what is done")
     parser.add_argument("--table", action="store_true", help="only write the table")
@@ -153,7 +165,8 @@ def main() -> None:
         without_peer = given.no_peer or importlib.util.find_spec("torch_pruning") is None
         sides = ("ours",) if without_peer else ("ours", "peer")
         todo = [(n, s) for s in sides for n in chosen if given.again or (n, s) not in done]
-        run(todo, given.out, jobs=given.jobs, limit=given.limit)
+        memory = int(given.memory * 2**30)
+        run(todo, given.out, jobs=given.jobs, limit=given.limit, memory=memory)
     if given.table or given.only == "*":
         rows = read_rows(given.out)
         table.write(

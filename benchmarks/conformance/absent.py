@@ -121,8 +121,13 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a [..., n, k] @ b [..., k, m]`` over the ``k`` that are present on both sides."""
+    """``a [..., n, k] @ b [..., k, m]`` over the ``k`` that are present on both sides.
+
+    What is zero throughout (the first state of a recurrent layer) is absent where the other side is: it adds
+    nothing either way.
+    """
     na, nb = a.isnan(), b.isnan()
+    na = na | ((a == 0) | na).all(-2, keepdim=True) & nb.all(-1).unsqueeze(-2)
     rows, columns = na.all(-1, keepdim=True), nb.all(-2, keepdim=True)
     some = [(na & ~rows).any(-2), (nb & ~columns).any(-1)]
     every = [(na | rows).all(-2), (nb | columns).all(-1)]

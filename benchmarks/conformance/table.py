@@ -98,7 +98,7 @@ def _totals(ours: Sequence[Row], peers: Sequence[Row]) -> list[str]:
         )
     if peers:
         found = Counter(r["verdict"] for r in peers)
-        order = ("exact", "wrong", "crash", "nothing pruned", "time limit")
+        order = ("exact", "wrong", "crash", "nothing pruned", "time limit", "memory limit")
         lines.append(
             f"torch-pruning on the same {len(peers)}: "
             + ", ".join(f"{k} {found[k]}" for k in order if found[k])
