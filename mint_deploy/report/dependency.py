@@ -9,6 +9,7 @@ takes the width it is given and its text keeps its size.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import jinja2
 
-from mint_deploy.overview import Overview
+from mint_deploy.overview import Overview, Share
 from mint_deploy.report import words
 from mint_deploy.report.dependency_rows import HUES, Row, Spine, place, rows_of, spines_of, tones_of
 
@@ -147,7 +148,7 @@ def _drawn(
         total = sum(n for _, n in shares)
         long = scale(total)
         at = 0.0
-        for group, channels in shares:
+        for group, channels in _merged(shares, tones, kept) if side == "reads" else shares:
             wide = long * channels / max(1, total)
             stays = wide * kept[group]
             x = _MAKES + at if side == "makes" else _READS - at - wide
@@ -161,6 +162,7 @@ def _drawn(
     return {
         "y": row.y,
         "label": words.clip(row.label, 48),
+        "alone": row.alone,
         "bars": bars,
         "width": str(round(remains if any(k < 1 for k in kept) else layer.width)),
         "width_x": _MAKES + scale(layer.width) + 0.8,
@@ -168,6 +170,13 @@ def _drawn(
         "share": words.share(share) if row.alone else "",
         "said": _row_said(row, overview, share),
     }
+
+
+def _merged(shares: Sequence[Share], tones: Sequence[str], kept: Sequence[float]) -> list[Share]:
+    """Return the shares with neighbours that look alike as one: dense blocks read dozens of groups."""
+    runs = itertools.groupby(shares, key=lambda share: (tones[share[0]], kept[share[0]]))
+    alike = [list(same) for _, same in runs]
+    return [(run[0][0], sum(n for _, n in run)) for run in alike]
 
 
 def _row_said(row: Row, overview: Overview, share: float) -> str:

@@ -17,6 +17,8 @@ __all__ = ["Row", "Spine", "place", "rows_of", "spines_of", "tones_of"]
 HUES = 6
 #: more layers than this: repeated blocks are folded
 _MANY = 120
+#: parts of the network that get a head
+_MOST_PARTS = 16
 
 
 @dataclass(kw_only=True)
@@ -66,7 +68,7 @@ def rows_of(overview: Overview) -> list[Row]:
             positions=[position],
             label=".".join(inside or path[-1:]),
             stage=".".join(path[:depth]),
-            block=".".join(path[: depth + 1]) if len(inside) > 1 else "",
+            block=_block(path, depth),
             macs=layer.macs,
         )
         rows.append(row)
@@ -75,11 +77,24 @@ def rows_of(overview: Overview) -> list[Row]:
 
 def _depth(paths: Sequence[Sequence[str]]) -> int:
     """Return how many components of the names tell the parts of the network apart."""
+    best = 1
     for depth in (1, 2, 3):
         runs = [len(list(same)) for _, same in itertools.groupby(p[:depth] for p in paths)]
-        if runs and max(runs) <= 0.6 * len(paths):
-            return depth if len(runs) <= 16 or depth == 1 else depth - 1
-    return 1
+        if len(runs) > min(_MOST_PARTS, max(1, len(paths) // 2)):
+            break
+        best = depth
+        if max(runs, default=0) <= 0.6 * len(paths):
+            break
+    return best
+
+
+def _block(path: Sequence[str], depth: int) -> str:
+    """Return the block that a layer lies in, ``layers.2.blocks.5``; nothing where it stands alone."""
+    inside = path[depth:]
+    if len(inside) < 2:
+        return ""
+    numbered = not inside[0].isdigit() and inside[1].isdigit() and len(inside) > 2
+    return ".".join(path[: depth + (2 if numbered else 1)])
 
 
 def _folded(rows: list[Row], overview: Overview) -> list[Row]:
