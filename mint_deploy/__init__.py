@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ does
     from mint_deploy.errors import MintDeployError
     from mint_deploy.export import export
     from mint_deploy.loading import load
+    from mint_deploy.lossless import remove_dead
     from mint_deploy.moments import sample
     from mint_deploy.pipeline import compress
     from mint_deploy.plan import plan
@@ -54,6 +55,7 @@ __all__ = [
     "score",
     "plan",
     "cut",
+    "remove_dead",
     "compose",
     "verify",
     "repair",
@@ -87,6 +89,7 @@ _WHERE = {
     "score": "criteria",
     "plan": "plan",
     "cut": "surgery",
+    "remove_dead": "lossless",
     "compose": "compose",
     "verify": "verify",
     "repair": "repair",

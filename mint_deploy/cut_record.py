@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mint_deploy.files import encode
+
 if TYPE_CHECKING:
     from mint_deploy.artifacts import PruningPlan
     from mint_deploy.graph import Graph
+    from mint_deploy.lossless import Lossless
     from mint_deploy.verify import Proof
 
 __all__ = ["cut_body"]
 
 
-def cut_body(graph: Graph, made: PruningPlan, proof: Proof) -> dict[str, Any]:
-    """Return the body of cut.json for a plan as it was carried out, with its proof."""
+def cut_body(
+    graph: Graph, made: PruningPlan, proof: Proof, lossless: Lossless | None = None
+) -> dict[str, Any]:
+    """Return the body of cut.json for a plan as it was carried out, with its proof.
+
+    ``lossless``: what of it was dead, so that its removal costs nothing.
+    """
     sizes = graph.sizes({g.name: g.keep for g in made.groups})
     before, after = graph.layer_macs(graph.shapes), graph.layer_macs(sizes)
     return {
@@ -35,6 +43,7 @@ def cut_body(graph: Graph, made: PruningPlan, proof: Proof) -> dict[str, Any]:
             for name, g in proof.groups.items()
         },
         "frozen": made.frozen,
+        "lossless": lossless and {**encode(lossless), "text": str(lossless)},
         "layers": [
             {
                 "name": layer.name,

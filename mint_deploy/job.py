@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from mint_deploy import files, loading, surgery, user_code
 from mint_deploy.artifacts import Accuracy, PruningPlan
 from mint_deploy.data import Part, Splits, as_splits, load_data
+from mint_deploy.dead import Dead, dead_units
 from mint_deploy.errors import ConfigError, DataError, ModelError, RunFolderError
 from mint_deploy.evaluate import Outcome, evaluate
 from mint_deploy.graph import Graph
 from mint_deploy.inference import usable_device
+from mint_deploy.lossless import fold_constants, proven
 from mint_deploy.models import LoadedModel, load_model, state_digest
 from mint_deploy.plan_file import read_plan
 from mint_deploy.program_export import export_program
@@ -204,6 +206,23 @@ class Job:
     def graph(self) -> Graph:
         """What can be cut of the dense network."""
         return self.traced(self.dense)
+
+    @cached_property
+    def dead(self) -> Dead:
+        """What the dense network computes the same without, checked; nothing where it is not asked for."""
+        if not self.request.lossless:
+            return Dead()
+        found = dead_units(self.dense, self.graph, self.example)
+        held, refused = proven(self.dense, self.graph, found, self.example, seed=self.request.seed)
+        for name, why in refused.items():
+            self.progress.warn(f"dead units of group {name} stay: {why}")
+        return held
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        """The dense network with its constant units folded onward: what is sampled and cut."""
+        units = [unit for group in self.dead.groups.values() for unit in group]
+        return fold_constants(self.dense, self.dead) if any(u.folds for u in units) else self.dense
 
     def traced(self, model: nn.Module) -> Graph:
         """Find what can be cut of ``model``.

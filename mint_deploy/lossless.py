@@ -93,7 +93,10 @@ class Lossless:
             )
         stay = sum(map(len, self.left.values()))
         if stay:
-            parts.append(f"{units(stay)} stay, so that widths are multiples of what was asked for")
+            parts.append(
+                f"{units(stay)} stay: their layers are left alone, or no width between is a multiple of what "
+                "was asked for"
+            )
         return "; ".join(parts)
 
 

@@ -44,7 +44,8 @@ class Request:
 
     ``params`` and ``macs`` are the fractions that stay, ``ratio`` the fraction of units that goes;
     ``plan`` is a file that says itself what stays. ``export_level`` cuts the program that ``torch.export``
-    makes of the model, whose numbers can be rewritten, instead of its modules. ``input`` includes the
+    makes of the model, whose numbers can be rewritten, instead of its modules. ``lossless``: units that do
+    nothing leave first, whatever the budget. ``input`` includes the
     batch. ``workers`` is the number of CPU threads that PyTorch uses; it is part of the settings because
     sums in another order give other last digits.
     """
@@ -71,6 +72,7 @@ class Request:
     images: int = 1000
     ignore: tuple[str, ...] = ()
     round_to: int | None = None
+    lossless: bool = True
     recover: str = "train"
     epochs: float | None = None
     lr: float | None = None

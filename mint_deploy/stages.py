@@ -41,7 +41,7 @@ STAGES = (
         name="sample",
         title="see what each layer reads",
         writes=("moments.npz",),
-        settings=(*_SOURCE, "images", "device", "workers"),
+        settings=(*_SOURCE, "images", "lossless", "device", "workers"),
     ),
     Stage(
         name="score",
@@ -55,14 +55,20 @@ STAGES = (
         title="choose what stays",
         reads=("scores.npz", "target.toml"),
         writes=("plan.json",),
-        settings=("ratio", "params", "macs", "ignore", "round_to", "plan"),
+        settings=("ratio", "params", "macs", "ignore", "round_to", "plan", "lossless"),
     ),
     Stage(
         name="cut",
         title="cut, and prove the cut",
         reads=("plan.json",),
-        writes=("plan.json", "cut.json", "checkpoints/cut.safetensors", "slim.safetensors"),
-        settings=("seed",),
+        writes=(
+            "plan.json",
+            "cut.json",
+            "overview.json",
+            "checkpoints/cut.safetensors",
+            "slim.safetensors",
+        ),
+        settings=("lossless", "seed"),
     ),
     Stage(
         name="repair",
@@ -120,7 +126,7 @@ STAGES = (
     Stage(
         name="report",
         title="write the report",
-        reads=(*_JSON, "target.toml", "measurements.jsonl", "predicted.json"),
+        reads=(*_JSON, "overview.json", "target.toml", "measurements.jsonl", "predicted.json"),
         writes=("report.json", "report.md", "report.html"),
         settings=("max_accuracy_drop",),
         repeat=True,

@@ -25,6 +25,7 @@ from mint_deploy.evaluate import promise
 from mint_deploy.export import export as export_onnx
 from mint_deploy.export import parity_of
 from mint_deploy.job import Job
+from mint_deploy.lossless import dead_first, summary, widest
 from mint_deploy.models import state_digest
 from mint_deploy.moments import read_moments, write_moments
 from mint_deploy.moments import sample as sample_moments
@@ -40,7 +41,9 @@ from mint_deploy.repair import repair as refit
 from mint_deploy.report import render
 from mint_deploy.settings import DEMO
 from mint_deploy.surgery import check_plan
+from mint_deploy.survey import survey
 from mint_deploy.target import load_target, to_toml
+from mint_deploy.tracing.tracer import tensors_of
 from mint_deploy.verify import prove
 
 if TYPE_CHECKING:
@@ -132,15 +135,15 @@ def _train(job: Job) -> None:
 def sample(job: Job) -> None:
     """One pass over unlabelled images: the second moments of what every layer reads."""
     moments = sample_moments(
-        job.dense,
-        job.graph,
+        job.folded,
+        dataclasses.replace(job.graph, tensors=tensors_of(job.folded)),
         job.splits.train,
         images=job.request.images,
         seed=job.request.seed,
         device=job.request.device,
         progress=job.progress.step,
     )
-    job.dense.cpu()
+    job.folded.cpu()
     write_moments(job.run / "moments.npz", moments)
 
 
@@ -170,10 +173,11 @@ def plan(job: Job) -> None:
     budget: dict[str, Any] = dict([job.request.budget])
     made = make_plan(
         job.graph,
-        read_scores(job.run / "scores.npz"),
+        dead_first(read_scores(job.run / "scores.npz"), job.dead),
         target=job.target,
         ignore=job.request.ignore,
         round_to=job.request.round_to,
+        at_most=widest(job.graph, job.dead, job.request.round_to or job.target.round_to),
         model=job.source.spec,
         **budget,
     )
@@ -189,14 +193,17 @@ def cut(job: Job) -> None:
     if not is_costed(wanted):
         job.progress.say("  plan.json was edited: what it costs is computed anew")
         wanted = by_hand(wanted, job.graph)
-    slim, made, proof = prove(job.dense, wanted, job.example, seed=job.request.seed)
+    slim, made, proof = prove(job.folded, wanted, job.example, seed=job.request.seed)
     for name, group in proof.groups.items():
         if group.status == "rolled back":
             job.progress.warn(f"group {name} was not cut: {group.reason}")
     if not is_costed(made):  # what was rolled back costs what it did
         made = recosted(made, job.graph)
     job.keep(slim, "checkpoints/cut.safetensors", "slim.safetensors", plan=made)
-    files.write_json(job.run / "cut.json", cut_body(job.graph, made, proof), kind="Cut")
+    free = summary(job.graph, job.dead, made)
+    files.write_json(job.run / "cut.json", cut_body(job.graph, made, proof, free), kind="Cut")
+    seen = survey(job.graph, model=job.source.spec, target=job.target)
+    files.write_value(job.run / "overview.json", seen)
     if made is not read:
         files.write_value(job.run / "plan.json", made)
     job.judge("cut", slim)

@@ -151,6 +151,15 @@ RoundTo = Annotated[
     ),
 ]
 
+Lossless = Annotated[
+    bool | None,
+    _option(
+        _METHOD,
+        "Units that do nothing leave first.",
+        "--lossless/--no-lossless",
+    ),
+]
+
 # ---------------------------------------------------------------- recovery
 
 Recover = Annotated[

@@ -44,6 +44,7 @@ def compress(
     images: o.Images = None,
     ignore: o.Ignore = None,
     round_to: o.RoundTo = None,
+    lossless: o.Lossless = None,
     recover: o.Recover = None,
     epochs: o.Epochs = None,
     lr: o.Rate = None,

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from mint_deploy import files
 from mint_deploy.artifacts import Cost, ExportedModel
+from mint_deploy.overview import Overview
 from mint_deploy.report import timing
 from mint_deploy.report.accuracy import accuracy
 from mint_deploy.report.advice import doubts, next_steps, status, verdict
@@ -31,7 +32,7 @@ def collect(run: Path) -> dict[str, Any]:
 
     Returns:
         plain JSON values: ``title status verdict run headline accuracy latency predicted widths
-        groups frozen gate export doubts machine next``.
+        groups dependency frozen gate lossless export doubts machine next``.
 
     Raises:
         RunFolderError: no such folder, or nothing of a run is in it.
@@ -46,8 +47,10 @@ def collect(run: Path) -> dict[str, Any]:
         "predicted": section("bundle", partial(timing.predicted, folder)),
         "widths": section("cut", partial(_widths, folder)),
         "groups": section("plan", partial(_groups, folder)),
+        "dependency": section("cut", partial(_dependency, folder)),
         "frozen": section("plan", partial(_frozen, folder)),
         "gate": section("cut", partial(_gate, folder)),
+        "lossless": section("cut", partial(_lossless, folder)),
         "export": section("export", partial(_export, folder)),
         "machine": section("bench", partial(timing.machines, folder)),
     }
@@ -177,6 +180,17 @@ def _groups(folder: Folder) -> dict[str, Any] | None:
     return {"groups": rows, "notes": list(plan.notes) if plan else []}
 
 
+def _dependency(folder: Folder) -> dict[str, Any] | None:
+    """Return the layers and groups of the dense network, and how many units of each group stay."""
+    found = folder.json("overview.json", "Overview")
+    plan = folder.plan()
+    if found is None or plan is None:
+        return None
+    body = {k: v for k, v in found.items() if k not in ("kind", "schema", "written_by")}
+    overview = files.decode(Overview, body, where="overview.json")
+    return {"overview": overview, "keep": {g.name: len(g.keep) for g in plan.groups}}
+
+
 def _owner(tensor: str) -> str:
     """Return the layer that a parameter belongs to: ``layer1.0.conv1.weight`` -> its module."""
     return tensor.rpartition(".")[0] or tensor
@@ -189,6 +203,26 @@ def _frozen(folder: Folder) -> dict[str, Any] | None:
         return None
     found = dict((cut or {}).get("frozen") or {}) or (dict(plan.frozen) if plan else {})
     return {"groups": [{"name": str(n), "reason": str(r)} for n, r in found.items()]}
+
+
+def _lossless(folder: Folder) -> dict[str, Any] | None:
+    """Return what was removed that did nothing; ``text`` is empty where nothing was."""
+    cut = folder.json("cut.json", "Cut")
+    if cut is None:
+        return None
+    found = cut.get("lossless") or {}
+    units = [n for by in found.get("removed", {}).values() for u in by.values() for n in u]
+    left = sum(len(u) for u in found.get("left", {}).values())
+    stuck = [
+        {"group": str(g), "reason": str(why), "units": len(u)}
+        for g, reasons in found.get("stuck", {}).items()
+        for why, u in reasons.items()
+    ]
+    said = {"removed": len(units), "left": left, "stuck": stuck}
+    if not units and not left:
+        return {**said, "text": ""}
+    costs = {k: files.encode(files.decode(Cost, found[k])) for k in ("before", "after")}
+    return {**said, **costs, "text": str(found["text"])}
 
 
 def _gate(folder: Folder) -> dict[str, Any] | None:

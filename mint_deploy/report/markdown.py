@@ -207,6 +207,8 @@ def _proof(body: Mapping[str, Any]) -> str:
         )
     else:
         said.append(f"Cut: {_say(gate['note'])}.")
+    if body["lossless"].get("text"):
+        said.append(f"Apart from the budget: {_say(body['lossless']['text'], 300)}.")
     if export["done"]:
         said += [
             f"Export, {side}: opset {f['opset']}, IR {f['ir_version']}, "

@@ -120,6 +120,8 @@ class _Summary:
                     style,
                 )
             )
+        if body["lossless"].get("text"):
+            notes.append((f"Apart from the budget: {body['lossless']['text']}.", ""))
         board = body["predicted"].get("board") or "the board"
         for row in view.board_rows(body)[:3]:
             if row["predicted"] != words.NOT_HERE:
