@@ -197,6 +197,8 @@ class _Collector(TorchFunctionMode):
     ) -> None:
         x = args[0] if args else kwargs["input"]
         layer = self.layers[name]
+        if function in _TRANSPOSED and layer.groups > 1:
+            return  # its groups share outputs otherwise than the taps of a convolution do
 
         def arg(index: int, key: str, default: Any) -> Any:
             return args[index] if len(args) > index else kwargs.get(key, default)

@@ -66,7 +66,7 @@ def removed_channels(model: nn.Module, plan: PruningPlan) -> dict[nn.Module, lis
         channels = slices.get((name or "", -1 if dim is None else dim), [])
         if dim is None or not channels:
             continue
-        groups = getattr(module, "groups", 1)
+        groups = getattr(module, "groups", 1) if dim else 1  # transposed: every input has a row
         width = module.weight.shape[1] if groups > 1 else 0
         out[module] = [c + g * width for c in channels for g in range(groups)]
     return out

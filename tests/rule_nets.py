@@ -282,10 +282,10 @@ CASES: dict[str, Case] = {
     "squeezed_in_place": Case(lambda m, x: x.unsqueeze_(0).squeeze_(0)),
     "complex": Case(_complex, (), "another type"),
     "fourier_filter": Case(
-        lambda m, x: torch.fft.ifft2(torch.fft.fft2(x) * m.w).real, (), "no rule",
+        lambda m, x: torch.fft.ifft2(torch.fft.fft2(x) * m.w).real, (), "another type",
         parts=lambda: {"w": nn.Parameter(torch.randn(16, 8, 8, dtype=torch.complex64))},
     ),
-    "fourier_space": Case(lambda m, x: torch.fft.irfft2(torch.fft.rfft2(x)), (), "no rule"),
+    "fourier_space": Case(lambda m, x: torch.fft.irfft2(torch.fft.rfft2(x))),
     # convolution and products
     "depthwise": Case(lambda m, x: m.conv(x), parts=lambda: {"conv": conv(16)}),
     "depthwise_functional": Case(
@@ -308,7 +308,7 @@ CASES: dict[str, Case] = {
         lambda m, x: m.up(x), parts=lambda: {"up": nn.ConvTranspose2d(16, 16, 2, stride=2)}
     ),
     "transposed_grouped": Case(
-        lambda m, x: m.up(x), (), "transposed",
+        lambda m, x: m.up(x), (4,),
         parts=lambda: {"up": nn.ConvTranspose2d(16, 16, 2, stride=2, groups=4)},
     ),
     "standardised_weight": Case(
@@ -364,8 +364,8 @@ CASES: dict[str, Case] = {
     # reductions, gates
     "maxout": Case(_maxout, (8,), width=8),
     "channel_mean": Case(lambda m, x: x * x.mean(1, keepdim=True), hooks_see=False),
-    "argmax": Case(lambda m, x: x * (x.argmax(1, keepdim=True) % 2), (), "no rule"),
-    "top_channels": Case(lambda m, x: x.topk(4, dim=1)[0], (), "no rule", width=4),
+    "argmax": Case(lambda m, x: x * (x.argmax(1, keepdim=True) % 2), (), "'argmax' over"),
+    "top_channels": Case(lambda m, x: x.topk(4, dim=1)[0], (), "'topk' over", width=4),
     "cbam": Case(
         _cbam, parts=lambda: {"down": nn.Linear(16, 8), "up": nn.Linear(8, 16)}
     ),
@@ -383,8 +383,8 @@ CASES: dict[str, Case] = {
     "average_pool": Case(lambda m, x: F.avg_pool2d(x, 2)),
     "reflect_pad": Case(lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "crop": Case(lambda m, x: F.pad(x, (-1, -1, -1, -1))),
-    "unpool": Case(_unpooled, (), "no rule"),
-    "unfold": Case(_unfolded, (), "no rule", width=144),
+    "unpool": Case(_unpooled),
+    "unfold": Case(_unfolded, width=144),
     "space_to_depth": Case(_sliced_quarters, width=64),
     # data movement
     "pad_channels_by_attribute": Case(
@@ -417,7 +417,7 @@ CASES: dict[str, Case] = {
     "unbound": Case(lambda m, x: torch.stack(x.unbind(1), 1), (), "picked out"),
     "scatter": Case(
         lambda m, x: torch.zeros_like(x).scatter_add(1, torch.zeros_like(x, dtype=torch.int64), x),
-        (), "no rule",
+        (), "'scatter_add' over",
     ),
     "concatenated_coordinates": Case(_coordinates, width=18),
     "concatenated_zeros": Case(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mint_deploy.artifacts import Constant, Ints, Member, Positions, ScaleFold, Statistic
+from mint_deploy.tracing.ledger import Layer
 from mint_deploy.tracing.tracer import Tracer
 
 __all__ = ["Assembled", "Found", "assemble", "without_groups"]
@@ -199,7 +200,8 @@ def _group(
     table = np.stack([rows[a:b, 1:] for a, b in zip(low, high, strict=True)])
     outputs = {(w, layer.out_dim): w for w, layer in layers.items()}
     inputs = {(w, layer.in_dim): w for w, layer in layers.items() if layer.groups == 1}
-    inputs |= {(w, 1): w for w, layer in layers.items() if layer.groups > 1 and _mixes(tracer, w)}
+    grouped = {w: layer for w, layer in layers.items() if layer.groups > 1}
+    inputs |= {(w, layer.in_dim): w for w, layer in grouped.items() if _mixes(tracer, layer)}
     named = {int(p): (tensors[p], dims[p]) for p in parts}
     producers = [outputs[n] for n in named.values() if n in outputs]
     producers.sort(key=list(layers).index)
@@ -233,9 +235,10 @@ def _group(
     )
 
 
-def _mixes(tracer: Tracer, weight: str) -> bool:
+def _mixes(tracer: Tracer, layer: Layer) -> bool:
     """Whether a grouped convolution mixes channels (depthwise ones do not)."""
-    return tracer.book.shapes[weight][1] > 1
+    inputs = tracer.book.shapes[layer.weight][layer.in_dim]
+    return (inputs if layer.in_dim else inputs // layer.groups) > 1
 
 
 def _unique(name: str, frozen: dict[str, str], groups: list[Found]) -> str:

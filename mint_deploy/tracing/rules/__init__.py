@@ -6,7 +6,7 @@ index map. Element-wise operators are known by ATen's own ``pointwise`` tag. An 
 a rule freezes everything it touches and says so.
 """
 
-from mint_deploy.tracing.rules import layers, movement, statistics
+from mint_deploy.tracing.rules import indexing, layers, movement, statistics
 from mint_deploy.tracing.rules.computed import compute
 from mint_deploy.tracing.rules.recurrent import BEFORE
 from mint_deploy.tracing.rules.table import RULES, Op, freeze_everything, pointwise
@@ -17,6 +17,7 @@ __all__ = [
     "Op",
     "compute",
     "freeze_everything",
+    "indexing",
     "layers",
     "movement",
     "pointwise",

@@ -69,11 +69,7 @@ def _grouped(
     channels = labels.shape[1]
     per_group = channels // groups
     if transposed:
-        t.book.freeze(labels, "grouped transposed convolution " + t.where())
-        for nodes in axes:
-            t.book.freeze(nodes, "grouped transposed convolution " + t.where())
-        outputs = torch.full((op.out.shape[1],), t.book.sink("grouped transposed convolution"))
-        return outputs.to(torch.int64)
+        return _grouped_transposed(t, labels, axes, groups)
     outputs = axes[0].view(groups, -1)
     if per_group == 1:
         t.read_channels(outputs[:, 0], labels, axis=1)
@@ -85,6 +81,17 @@ def _grouped(
     t.read_channels(positions, labels, axis=1)
     t.book.unite(outputs, outputs[:1])
     return axes[0]
+
+
+def _grouped_transposed(t: Tracer, labels: Tensor, axes: list[Tensor], groups: int) -> Tensor:
+    """The same with the weight's dimensions swapped: ``[inputs, outputs a group, ..]``."""
+    t.read_channels(axes[0], labels, axis=1)
+    if len(axes[0]) == groups:
+        t.count(t.argument("groups", 6), axes[0], "groups of a depthwise convolution")
+        return axes[0].repeat_interleave(len(axes[1]))
+    rows = axes[0].view(groups, -1)
+    t.book.unite(rows, rows[:1])
+    return axes[1].repeat(groups)
 
 
 @rule("addmm", "mm", "bmm", "baddbmm", "linear", "addbmm", "dot", "mv", "addmv")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mint_deploy.tracing.labels import NONE, compress
-from mint_deploy.tracing.rules.statistics import axes_of
 from mint_deploy.tracing.rules.table import Op, freeze_everything, pointwise, rule
 
 if TYPE_CHECKING:
@@ -110,27 +109,6 @@ def _shuffle(t: Tracer, op: Op) -> Tensor | None:
     rows = labels.view(labels.shape[0], groups, -1, *labels.shape[2:])
     t.book.unite(rows, rows[:, :1])
     return rows.transpose(1, 2).flatten(1, 2)
-
-
-@rule("roll", "index_select", "index", "gather", "take_along_dim")
-def _select(t: Tracer, op: Op) -> Tensor | None:
-    """Indices that are written in code or data: axes along which they choose keep their length."""
-    labels = t.labels(op.args[0])
-    if labels is None and t.moves_parameter(op):
-        return None
-    if labels is None or any(t.labels(x) is not None for x in op.inputs[1:]):
-        freeze_everything(t, op, f"'{op.name}' with indices")
-        return None
-    if op.name == "index":
-        chosen = [i for i, index in enumerate(op.args[1]) if index is not None]
-    elif op.name == "roll":
-        chosen = axes_of(op.arg(2, "dims", ()), labels.dim())
-    else:
-        chosen = [int(op.args[1]) % labels.dim()]
-    for axis in chosen:
-        t.book.keep_length(labels, axis, f"channels are chosen by fixed indices {t.where()}")
-    moved: Tensor = op.func(labels.contiguous(), *op.args[1:], **op.kwargs)
-    return moved
 
 
 @rule("copy", "fill", "zero", "masked_fill", "where")
