@@ -28,6 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
+from conformance.zeros import filled_with_zeros
+
 Removed = Mapping[str, Mapping[int, Sequence[int]]]
 NAN = float("nan")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -283,23 +285,8 @@ def _constant_pad(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return func(_filled(args[0]), *args[1:], **kwargs).masked_fill(gone, NAN)
 
 
-def _windows(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Windows over ``[.., C, H, W]``: the border around an absent channel is absent in all its taps."""
-    gone = args[0].isnan().flatten(-2).all(-1)
-    out = func(_filled(args[0]), *args[1:], **kwargs)
-    taps = out.shape[-2] // gone.shape[-1]
-    return out.masked_fill(gone.repeat_interleave(taps, -1).unsqueeze(-1), NAN)
-
-
-def _unpooled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """An absent channel is absent wherever nothing is put, too."""
-    gone = args[0].isnan().flatten(-2).all(-1)
-    return func(_filled(args[0]), *args[1:], **kwargs).masked_fill(gone[..., None, None], NAN)
-
-
 _RULES: dict[Any, Callable[..., Any]] = {
-    _aten.im2col: _windows,
-    _aten.max_unpool2d: _unpooled,
+    **dict.fromkeys((_aten.im2col, _aten.max_unpool2d), filled_with_zeros),
     _aten.convolution: _convolution,
     _aten.mm: lambda f, a, k: product(*a),
     _aten.bmm: lambda f, a, k: product(*a),
