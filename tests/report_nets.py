@@ -10,6 +10,7 @@ import numpy as np
 
 from mint_deploy import files
 from mint_deploy.artifacts import Cost, Member, PlanGroup, PruningPlan, TensorSpec
+from mint_deploy.overview import Overview, SurveyedGroup, SurveyedLayer
 
 INPUT = TensorSpec(name="input", shape=(1, 3, 32, 32))
 Layer = dict[str, Any]
@@ -97,6 +98,53 @@ def write_plan(run: Path, layers: Sequence[Layer], frozen: dict[str, str]) -> Pr
     plan = plan_of(layers, frozen)
     files.write_value(run / "plan.json", plan)
     return plan
+
+
+def write_overview(run: Path, layers: Sequence[Layer], plan: PruningPlan) -> None:
+    """The plan's groups of one layer each, and all else in one frozen group."""
+    planned = {g.name.removesuffix(".out"): i for i, g in enumerate(plan.groups)}
+    own = [planned.get(layer["name"], len(planned)) for layer in layers]
+    names = [*(g.name for g in plan.groups), "stream"]
+    groups = [
+        SurveyedGroup(
+            name=name,
+            width=next(layer["before"] for layer, o in zip(layers, own, strict=True) if o == at),
+            status="cuttable" if name != "stream" else "frozen",
+            reason="" if name != "stream" else "reaches the network's output",
+            layers=tuple(i for i, o in enumerate(own) if o == at),
+            readers=(),
+            step=4,
+            least=4,
+            macs=1000,
+            params=100,
+        )
+        for at, name in enumerate(names)
+    ]
+    drawn = [
+        SurveyedLayer(
+            name=layer["name"],
+            kind=layer["kind"],
+            width=layer["before"],
+            macs=layer["macs_before"],
+            params=100,
+            makes=((at, layer["before"]),),
+            reads=((own[max(0, i - 1)], layers[max(0, i - 1)]["before"]),),
+        )
+        for i, (layer, at) in enumerate(zip(layers, own, strict=True))
+    ]
+    overview = Overview(
+        model=plan.model,
+        target=plan.target,
+        round_to=8,
+        macs=plan.before.macs,
+        params=plan.before.params,
+        cuttable_macs_share=0.5,
+        probed=True,
+        inputs=plan.inputs,
+        layers=tuple(drawn),
+        groups=tuple(groups),
+    )
+    files.write_value(run / "overview.json", overview)
 
 
 def write_cut(run: Path, layers: Sequence[Layer], plan: PruningPlan) -> None:

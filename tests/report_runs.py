@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from report_nets import INPUT, plan_of, resnet_layers, write_cut, write_plan
+from report_nets import INPUT, plan_of, resnet_layers, write_cut, write_overview, write_plan
 
 from mint_deploy import files
 from mint_deploy.artifacts import (
@@ -296,6 +296,7 @@ def whole(run: Path, *, frozen: dict[str, str] | None = None, calls: int = 180) 
     (run / "target.toml").write_text('name = "jetson"\nfamily = "jetson"\nround_to = 8\n')
     plan = write_plan(run, layers, FROZEN if frozen is None else frozen)
     write_cut(run, layers, plan)
+    write_overview(run, layers, plan)
     write_accuracy(run)
     write_deploy(run, plan)
     write_timing(run, calls=calls)

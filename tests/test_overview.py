@@ -7,14 +7,17 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+import report_runs
 import torch
 from nets import PATTERN_NETS, build
+from report_page import parse
 from torch import Tensor, nn
 
 from mint_deploy import files
 from mint_deploy.errors import UnknownName
 from mint_deploy.models import load_model
 from mint_deploy.overview import Overview, SurveyedGroup, SurveyedLayer
+from mint_deploy.report import render
 from mint_deploy.report.dependency import picture
 from mint_deploy.survey import survey
 from mint_deploy.trace import trace
@@ -335,3 +338,37 @@ def test_hostile_names_stay_text(evil: str) -> None:
 def test_a_network_without_layers_has_a_picture() -> None:
     empty = dataclasses.replace(residual(), layers=(), groups=(), macs=0)
     assert rows(parsed(picture(empty))) == []
+
+
+# ---------------------------------------------------------------- in the report
+
+
+def test_the_report_shows_what_the_plan_took_away(tmp_path) -> None:
+    render(report_runs.begun(tmp_path / "begun"))
+    run = report_runs.whole(tmp_path / "run")
+    body = render(run)
+    pages = [
+        parse((r / "report.html").read_text(encoding="utf-8")) for r in (tmp_path / "begun", run)
+    ]
+    assert not pages[0].all("svg", class_="dependency")
+    (drawn,) = pages[1].all("svg", class_="dependency")
+    assert "pale: what the plan takes away" in drawn.text
+    assert all(
+        s.attributes.get("aria-hidden") == "true" for s in drawn.all("svg") if s is not drawn
+    )
+    overview = files.decode(Overview, body["dependency"]["overview"])
+    kept = body["dependency"]["keep"]
+    narrower = [kept.get(g.name, g.width) < g.width for g in overview.groups]
+    assert any(narrower)
+    pale = [r for r in drawn.all("rect", class_="gone") if r.attributes["x"].endswith("%")]
+    assert len(pale) == sum(narrower[g] for x in overview.layers for g, _ in (*x.makes, *x.reads))
+
+
+def test_a_damaged_overview_costs_the_picture_alone(tmp_path) -> None:
+    run = report_runs.whole(tmp_path / "run")
+    files.write_json(run / "overview.json", {"layers": 3}, kind="Overview")
+    body = render(run)
+    assert body["dependency"]["damaged"]
+    assert body["groups"]["done"]
+    assert any("overview.json" in doubt["text"] for doubt in body["doubts"])
+    assert 'class="dependency"' not in (run / "report.html").read_text(encoding="utf-8")

@@ -36,12 +36,15 @@ _NAMED = 10.0
 _REASONS = 4
 
 
-def picture(overview: Overview, keep: Mapping[str, int] | None = None) -> str:
+def picture(
+    overview: Overview, keep: Mapping[str, int] | None = None, *, inline: bool = False
+) -> str:
     """Return the SVG of a network's layers and pruning groups.
 
     Args:
         overview: from :func:`mint_deploy.survey.survey`, or read from its file.
         keep: how many units of a group stay (by its name), to draw what a plan takes away in pale.
+        inline: it will stand in an HTML page, which needs no namespace.
 
     Returns:
         one ``<svg>`` element, as wide as its surroundings.
@@ -66,6 +69,7 @@ def picture(overview: Overview, keep: Mapping[str, int] | None = None) -> str:
         o=overview,
         title=_title(overview),
         said=_said(overview),
+        inline=inline,
         summary=_summary(overview),
         legend=legend,
         rows=drawn,
@@ -106,7 +110,7 @@ def _finalize(value: Any) -> Any:
 def _kept(overview: Overview, keep: Mapping[str, int] | None) -> list[float]:
     """Return which part of each group stays."""
     return [
-        (keep or {}).get(g.name, g.width) / max(1, g.width) if g.width else 1.0
+        min(1.0, (keep or {}).get(g.name, g.width) / g.width) if g.width else 1.0
         for g in overview.groups
     ]
 

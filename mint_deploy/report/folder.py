@@ -33,6 +33,7 @@ FILES = (
     "scores.npz",
     "plan.json",
     "cut.json",
+    "overview.json",
     "accuracy.json",
     "deploy.json",
     "measurements.jsonl",

@@ -15,8 +15,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mint_deploy import files
 from mint_deploy._version import __version__
+from mint_deploy.overview import Overview
 from mint_deploy.report import charts, view, words
+from mint_deploy.report.dependency import picture
 
 __all__ = ["page"]
 
@@ -38,6 +41,7 @@ def page(body: Mapping[str, Any]) -> str:
             classes=_classes(body),
             speed=_speed(body),
             timings=_timings(body),
+            dependency=_dependency(body),
             board=view.board_rows(body),
             settings=view.settings_rows(body["run"]),
             machines=[
@@ -72,6 +76,15 @@ def _safe(value: Any) -> Any:
     return re.sub(
         r"(?<=\d) (?=%|[kMGT]?B\b|[mµn]?s\b|[kMG]\b)", "\N{NO-BREAK SPACE}", words.plain(value)
     )
+
+
+def _dependency(body: Mapping[str, Any]) -> Markup | None:
+    """Return the picture of layers and groups, with what the plan took away in pale."""
+    found = body["dependency"]
+    if not found["done"]:
+        return None
+    overview = files.decode(Overview, found["overview"])
+    return Markup(picture(overview, found["keep"], inline=True))  # noqa: S704 - its texts are escaped
 
 
 def _accuracy(body: Mapping[str, Any]) -> dict[str, Any] | None:
