@@ -6,7 +6,8 @@ All of them work on the slices that a plan names, so they test the plan and not 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mint_deploy.artifacts import PlanGroup, PruningPlan
 from mint_deploy.errors import MintDeployError, TraceError
 from mint_deploy.inputs import Call, call, in_dtype, outputs_of, random_like
 from mint_deploy.reference import Restricted
+from mint_deploy.settle import settle_
 from mint_deploy.tracing.plainly import plainly
 from mint_deploy.tracing.tracer import tensors_of
 from mint_deploy.user_model import copied
@@ -67,14 +69,21 @@ class _OneType(TorchFunctionMode):
 
 def run(model: nn.Module, inputs: Call) -> list[Tensor]:
     """Return the floating outputs of a model, all of it in its own dtype, random state untouched."""
+    with torch.random.fork_rng(devices=[]), _in_own_type(model):
+        torch.default_generator.manual_seed(0)  # the plain call also queues one for CUDA
+        return outputs_of(call(model, inputs))
+
+
+@contextmanager
+def _in_own_type(model: nn.Module) -> Iterator[None]:
+    """Whatever is made or cast in between has the dtype of the model's weights."""
     default = torch.get_default_dtype()
     floating = (t.dtype for t in tensors_of(model).values() if t.is_floating_point())
     dtype = next(floating, default)
     torch.set_default_dtype(dtype)
     try:
-        with torch.random.fork_rng(devices=[]), _OneType(dtype):
-            torch.default_generator.manual_seed(0)  # the plain call also queues one for CUDA
-            return outputs_of(call(model, inputs))
+        with _OneType(dtype):
+            yield
     finally:
         torch.set_default_dtype(default)
 
@@ -129,10 +138,17 @@ def redrawn(
     for everything in (True, False):
         made = _redrawn(model, plan, seed, everything=everything, alive=alive)
         for given in (noise, inputs):
+            settled(made, given, seed, alive=alive)
             outputs = baseline(made, given)
             if all(bool(x.isfinite().any()) and not bool(x.isnan().any()) for x in outputs):
                 return made, given, outputs
     return copy.deepcopy(model), inputs, baseline(model, inputs)
+
+
+def settled(model: nn.Module, inputs: Call, seed: int, *, alive: bool) -> None:
+    """Set the running statistics of a redrawn network to what it meets, in its own dtype."""
+    with _in_own_type(model):
+        settle_(model, inputs, seed, alive=alive)
 
 
 def _redrawn(

@@ -225,12 +225,12 @@ def find_groups(model: nn.Module, inputs: Call, *, attention: str = HEADS) -> Gr
         TraceError: the model cannot be copied or run on these inputs, or returns no tensor.
     """
     inputs = tree_map_only(torch.Tensor, lambda x: x.to("cpu"), inputs)
-    notes = _run_plain(_copied(model), inputs)
     try:
         graph = _found(model, inputs, attention, marked=True)
     except MintDeployError:
         raise
-    except Exception:  # noqa: BLE001  # whatever the user's code raises on marked numbers
+    except Exception:  # noqa: BLE001  # whatever the user's code raises, on marked numbers or at all
+        _run_plain(_copied(model), inputs)
         # Code that inspects the exact type of its whole numbers: trace without their origins.
         try:
             graph = _found(model, inputs, attention, marked=False)
@@ -241,15 +241,17 @@ def find_groups(model: nn.Module, inputs: Call, *, attention: str = HEADS) -> Gr
                 f"the model runs, but raises {type(error).__name__} while it is watched: {error} "
                 f"({_line_of(error)})"
             ) from error
-    return dataclasses.replace(graph, tensors=tensors_of(model), notes=(*notes, *graph.notes))
+    return dataclasses.replace(graph, tensors=tensors_of(model))
 
 
 def _found(model: nn.Module, inputs: Call, attention: str, *, marked: bool) -> Graph:
     """Trace; where attention can be cut in two ways, trace again the way that is wanted."""
-    tracer = _traced(made := _copied(model), inputs, marked=marked, turns={})
+    tracer = _traced(made := _copied(model), inputs, marked=marked, turns={}, wanted=attention)
     turns = turned(tracer.views, attention)
     if turns:
-        tracer = _traced(made := _copied(model), inputs, marked=marked, turns=turns)
+        tracer = _traced(
+            made := _copied(model), inputs, marked=marked, turns=turns, wanted=attention
+        )
     return _as_graph(made, inputs, tracer, attention)
 
 
@@ -257,13 +259,11 @@ def _copied(model: nn.Module) -> nn.Module:
     return copied(model).to("cpu").eval()
 
 
-def _run_plain(model: nn.Module, inputs: Call) -> list[str]:
-    """Run once without the tracer, so that the user's own errors appear as such; return notes."""
+def _run_plain(model: nn.Module, inputs: Call) -> None:
+    """Run without the tracer, so that the user's own errors appear as such."""
     try:
         with torch.random.fork_rng(devices=[]):
-            before = torch.get_rng_state()
-            not_nan(outputs_of(call(model, inputs)))
-            drawn = not torch.equal(before, torch.get_rng_state())
+            call(model, inputs)
     except MintDeployError:
         raise
     except Exception as error:
@@ -272,11 +272,6 @@ def _run_plain(model: nn.Module, inputs: Call) -> list[str]:
             f"the model raises {type(error).__name__} on inputs {shapes}: {error} "
             f"({_line_of(error)}); give example inputs that it accepts"
         ) from error
-    note = (
-        "random numbers are drawn in evaluation mode (dropout without training=self.training?): groups "
-        "that they pass cannot be checked, and stay"
-    )
-    return [note] if drawn else []
 
 
 def _line_of(error: Exception) -> str:
@@ -286,14 +281,23 @@ def _line_of(error: Exception) -> str:
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
 
 
-def _traced(model: nn.Module, inputs: Call, *, marked: bool, turns: Mapping[int, int]) -> Tracer:
+def _traced(
+    model: nn.Module, inputs: Call, *, marked: bool, turns: Mapping[int, int], wanted: str
+) -> Tracer:
     for module in model.modules():
         open_attention(module)
     if marked:
         mark_attributes(model)
     with torch.random.fork_rng(devices=[]), plainly():
-        tracer = Tracer(model, marked=marked, turns=turns)
-        tracer.run(model, *inputs)
+        before = torch.get_rng_state()
+        tracer = Tracer(model, marked=marked, turns=turns, wanted=wanted)
+        args, kwargs = tree_map_only(torch.Tensor, torch.clone, inputs)
+        not_nan(outputs_of(tracer.run(model, args, kwargs)))
+        if not torch.equal(before, torch.get_rng_state()):
+            tracer.book.notes.append(
+                "random numbers are drawn in evaluation mode (dropout without training=self.training?): "
+                "groups that they pass cannot be checked, and stay"
+            )
     return tracer
 
 

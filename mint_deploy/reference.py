@@ -95,9 +95,7 @@ def _along(
     return whole.index_copy(axis, kept, _reduced(func, args, kwargs, kept, axis))
 
 
-def _product(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Tensor, _: int
-) -> Any:
+def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Tensor, _: int) -> Any:
     """``a @ b`` with channels along the last axis of ``a``."""
     return func(args[0].index_select(-1, kept), args[1].index_select(-2, kept), **kwargs)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from mint_deploy.artifacts import PruningPlan
 from mint_deploy.errors import TraceError
 from mint_deploy.gate import prepared, redrawn
 from mint_deploy.graph import Graph, find_groups
@@ -17,7 +15,7 @@ from mint_deploy.inputs import Call, as_call, cast
 from mint_deploy.plan import make_plan
 from mint_deploy.tracing.heads import HEADS, WIDTH
 from mint_deploy.user_model import unwrapped
-from mint_deploy.verify import TOLERANCE, culprits, keep_only
+from mint_deploy.verify import TOLERANCE, crashing, culprits, keep_only, trouble
 
 __all__ = ["trace"]
 
@@ -36,7 +34,7 @@ def trace(
             samples are enough. Branches that depend on values are traced on these, and
             ``graph.notes`` says so.
         probe: cut some units of every group of a redrawn copy and compare it with the masked one;
-            groups that fail are frozen with what happened. Eight forward passes for a well-behaved network.
+            groups that fail are frozen with what happened. Five forward passes for a well-behaved network.
         attention: whole ``heads`` leave, or the ``width`` of every head, where the code allows either. Heads
             that cannot leave (their number is written in the code) are tried by width, if that frees more.
 
@@ -66,29 +64,22 @@ def trace(
 def _probed(model: nn.Module, graph: Graph, inputs: Call) -> Graph:
     """Return the graph with the groups frozen whose cut fails."""
     plan = make_plan(graph, _uneven(graph))
-    alike = {name: group.assumed for name, group in graph.groups.items()}
-    if not _failing(model, plan, inputs, torch.float32, PROBE_TOLERANCE, alike):
+    dense = prepared(model, torch.float32)
+    drawn, noise, base = redrawn(dense, plan, cast(inputs, torch.float32), seed=0, alive=True)
+    if not trouble(drawn, plan, noise, base, PROBE_TOLERANCE, seed=0):
         return graph
-    # A wrong cut, or rounding in an ill-conditioned network? float64 decides.
-    return graph.without(_failing(model, plan, inputs, torch.float64, TOLERANCE, alike))
-
-
-def _failing(
-    model: nn.Module,
-    plan: PruningPlan,
-    inputs: Call,
-    dtype: torch.dtype,
-    tolerance: float,
-    alike: Mapping[str, Collection[str]],
-) -> dict[str, str]:
-    """Return the groups whose cut fails on redrawn networks, with what happened."""
-    dense = prepared(model, dtype)
-    bad: dict[str, str] = {}
+    alike = {name: group.assumed for name, group in graph.groups.items()}
+    bad = crashing(drawn, plan, noise, alike)
+    rest = keep_only(plan, [g.name for g in plan.groups if g.name not in bad])
+    if bad and not trouble(drawn, rest, noise, base, PROBE_TOLERANCE, seed=0):
+        return graph.without(bad)
+    # A wrong cut, or rounding in an ill-conditioned network? float64 decides, without and with a lift.
+    dense = prepared(model, torch.float64)
     for alive in (False, True):
         rest = keep_only(plan, [g.name for g in plan.groups if g.name not in bad])
-        drawn, noise, base = redrawn(dense, plan, cast(inputs, dtype), seed=0, alive=alive)
-        bad |= culprits(drawn, rest, noise, base, tolerance, 0, alike)
-    return bad
+        drawn, noise, base = redrawn(dense, plan, cast(inputs, torch.float64), seed=0, alive=alive)
+        bad |= culprits(drawn, rest, noise, base, TOLERANCE, 0, alike)
+    return graph.without(bad)
 
 
 def _uneven(graph: Graph) -> dict[str, list[int]]:

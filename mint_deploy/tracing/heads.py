@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,9 @@ class Views:
 
     #: call number -> steps to the left (-1) or right (1) among the candidates
     turns: Mapping[int, int] = field(default_factory=dict)
+    wanted: str = HEADS
     calls: int = 0
+    _guessed: set[int] = field(default_factory=set)
     _seen: dict[int, tuple[Tensor, list[int], int]] = field(default_factory=dict)
     _attended: dict[int, str] = field(default_factory=dict)
 
@@ -43,6 +44,16 @@ class Views:
             if bool(torch.isin(met, nodes).any()):
                 self._attended.setdefault(call, how)
 
+    def take_for_heads(self, guess: int, left: int) -> int:
+        """Guess ``left`` of a view of the last axis, which is how heads are made, not shuffled channels."""
+        self._guessed.add(self.calls)
+        return left if self.wanted == HEADS else guess
+
+    @property
+    def mistaken(self) -> set[int]:
+        """Views that were taken for heads, and that no product of activations reads."""
+        return self._guessed - set(self._attended) if self.wanted == HEADS else set()
+
     @property
     def attended(self) -> dict[int, str]:
         """Views that some product of activations reads, and as what."""
@@ -54,14 +65,14 @@ class Views:
         return at > 0, at + 1 < len(candidates)
 
 
-def turned(views: Views, wanted: str, back: Any = ()) -> dict[int, int]:
-    """Return which views to read the other way so that ``wanted`` leaves (``back``: those that may not)."""
+def turned(views: Views, wanted: str) -> dict[int, int]:
+    """Return which views to read the other way so that ``wanted`` leaves."""
     out = {}
     for call, how in views.attended.items():
         left, right = views.neighbours(call)
-        if how != wanted and call not in back:
+        if how != wanted:
             if wanted == HEADS and left:
                 out[call] = -1
             elif wanted == WIDTH and right:
                 out[call] = 1
-    return out
+    return out | dict.fromkeys(views.mistaken, 1)

@@ -69,11 +69,19 @@ def compress(*labels: Tensor) -> tuple[list[Tensor], list[bool]]:
         if out[0].shape[axis] <= 1:
             continue
         firsts = [x.narrow(axis, 0, 1) for x in out]
-        if all(bool((x == f).all()) for x, f in zip(out, firsts, strict=True)):
+        if all(_same_along(x, first, axis) for x, first in zip(out, firsts, strict=True)):
             out = firsts
         else:
             varies[axis] = True
     return out, varies
+
+
+def _same_along(labels: Tensor, first: Tensor, axis: int) -> bool:
+    if labels.stride(axis) == 0:
+        return True
+    if not torch.equal(labels.narrow(axis, 1, 1), first):  # most axes that vary do so at once
+        return False
+    return bool((labels == first).all())
 
 
 def pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -218,13 +218,16 @@ def _view(t: Tracer, x: Tensor, labels: Tensor, args: Any, kwargs: Any, result: 
     t.views.calls += 1
     for left, right in _blocks(x.shape, shape):
         if any(varies[axis] for axis in left):
-            _view_block(t, result, out, right, written)
+            _view_block(t, result, out, right, written, last=x.dim() - 1 in left)
 
 
 def _view_block(
-    t: Tracer, result: Tensor, out: Tensor, axes: list[int], written: list[Any]
+    t: Tracer, result: Tensor, out: Tensor, axes: list[int], written: list[Any], *, last: bool
 ) -> None:
-    """One block of a view that holds channels: along which axis it adapts, what that ties."""
+    """One block of a view that holds channels: along which axis it adapts, what that ties.
+
+    ``last``: the block divides the last axis.
+    """
     varies = compress(out)[1]
     free = [axis for axis in axes if not is_literal(written[axis]) and varies[axis]]
     if len(axes) == 1 and not free:
@@ -235,7 +238,9 @@ def _view_block(
         return
     keep = max(free, key=lambda axis: (_readiness(written[axis]), axis))
     if len(free) > 1:
-        keep = t.views.choose(free, keep, out)
+        at = free.index(keep)
+        guess = t.views.take_for_heads(keep, free[at - 1]) if last and at else keep
+        keep = t.views.choose(free, guess, out)
     tied = out
     for axis in axes:
         if axis != keep and varies[axis]:
@@ -243,6 +248,8 @@ def _view_block(
             tied = tied.narrow(axis, 0, 1)
     if attribute_of(written[keep]) or is_computed(written[keep]):
         t.count(written[keep], out, "view size", axis=keep)
+    if any(is_computed(written[axis]) for axis in axes):
+        t.book.assume(out, t.line())
     if tied is not out:
         t.put(result, tied.clone())
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mint_deploy.tracing.heads import Views
+from mint_deploy.tracing.heads import HEADS, Views
 from mint_deploy.tracing.labels import LabelStore, compress
 from mint_deploy.tracing.ledger import Activation, CountedConstant, Fold, Layer, Ledger, Seen
 from mint_deploy.tracing.literals import AFTER, counted_result
@@ -126,10 +126,15 @@ class Tracer:
     """What the rules ask for: labels of activations, nodes of parameters, where we are."""
 
     def __init__(
-        self, model: nn.Module, *, marked: bool = True, turns: Mapping[int, int] | None = None
+        self,
+        model: nn.Module,
+        *,
+        marked: bool = True,
+        turns: Mapping[int, int] | None = None,
+        wanted: str = HEADS,
     ) -> None:
         self.marked = marked
-        self.views = Views(turns or {})
+        self.views = Views(turns or {}, wanted)
         self.tensors = tensors_of(model)
         self.book = Ledger(shapes={n: tuple(p.shape) for n, p in self.tensors.items()})
         self.activations: dict[int, Activation] = {}
