@@ -277,6 +277,9 @@ def test_many_equal_blocks_are_folded() -> None:
     assert said[1].startswith("blocks.0.up to blocks.99.up, 100 alike")
     assert "100 × up" in texts(tree)
     assert len(rows(parsed(picture(residual(blocks=40))))) == 82
+    uneven = rows(parsed(picture(found, keep={"blocks.50.up": 8})))
+    assert len(uneven) == 8  # 50 alike, the one that was cut, 49 alike
+    assert uneven[3].startswith("blocks.50.up:")
 
 
 def test_it_is_self_contained_and_without_scripts(resnet56: Overview) -> None:

@@ -49,11 +49,11 @@ def picture(
     Returns:
         one ``<svg>`` element, as wide as its surroundings.
     """
-    rows = rows_of(overview)
+    kept = _kept(overview, keep)
+    rows = rows_of(overview, kept)
     row_of = {p: i for i, row in enumerate(rows) for p in row.positions}
     spines = spines_of(overview, row_of)
     tones = tones_of(overview, spines)
-    kept = _kept(overview, keep)
     rooted = _rooted(rows)
     legend = _legend(overview, spines, cut=keep is not None, rooted=rooted)
     pitch, height, heads, bands = place(rows, top=46.0 + 17.0 * len(legend) + 34.0)

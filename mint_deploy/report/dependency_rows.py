@@ -55,8 +55,11 @@ class Spine:
 # ---------------------------------------------------------------- rows
 
 
-def rows_of(overview: Overview) -> list[Row]:
-    """Return a row a layer, named within its part of the network; equal blocks in a row are one."""
+def rows_of(overview: Overview, kept: Sequence[float]) -> list[Row]:
+    """Return a row a layer, named within its part of the network; equal blocks in a row are one.
+
+    ``kept`` is which part of each group stays: blocks that are cut unlike are not equal.
+    """
     layers = overview.layers
     depth = _depth([layer.name.split(".") for layer in layers])
     rows = []
@@ -72,7 +75,7 @@ def rows_of(overview: Overview) -> list[Row]:
             macs=layer.macs,
         )
         rows.append(row)
-    return _folded(rows, overview) if len(rows) > _MANY else rows
+    return _folded(rows, overview, kept) if len(rows) > _MANY else rows
 
 
 def _depth(paths: Sequence[Sequence[str]]) -> int:
@@ -97,12 +100,12 @@ def _block(path: Sequence[str], depth: int) -> str:
     return ".".join(path[: depth + (2 if numbered else 1)])
 
 
-def _folded(rows: list[Row], overview: Overview) -> list[Row]:
+def _folded(rows: list[Row], overview: Overview, kept: Sequence[float]) -> list[Row]:
     """Return the rows with three or more equal blocks in a row as one."""
     runs = [list(same) for _, same in itertools.groupby(rows, key=lambda r: (r.stage, r.block))]
 
     def looks(run: list[Row]) -> tuple[object, ...]:
-        return (run[0].stage, *(_look(row, overview) for row in run))
+        return (run[0].stage, *(_look(row, overview, kept) for row in run))
 
     out: list[Row] = []
     for _, same in itertools.groupby(runs, key=looks):
@@ -126,13 +129,16 @@ def _folded(rows: list[Row], overview: Overview) -> list[Row]:
     return out
 
 
-def _look(row: Row, overview: Overview) -> tuple[object, ...]:
+def _look(row: Row, overview: Overview, kept: Sequence[float]) -> tuple[object, ...]:
     """Return what must agree for two layers to look the same in two blocks."""
 
     def shares(found: tuple[Share, ...]) -> tuple[object, ...]:
-        groups = [(overview.groups[g], n) for g, n in found]
-        own = [g.name if len(g.layers) > 2 or g.status == "frozen" else "" for g, _ in groups]
-        return tuple((name, g.status, n) for name, (g, n) in zip(own, groups, strict=True))
+        groups = [overview.groups[g] for g, _ in found]
+        own = [g.name if len(g.layers) > 2 or g.status == "frozen" else "" for g in groups]
+        return tuple(
+            (name, g.status, n, kept[at])
+            for name, g, (at, n) in zip(own, groups, found, strict=True)
+        )
 
     layer = row.layer
     leaf = layer.name.removeprefix(row.block)
