@@ -145,7 +145,7 @@ def available(names: Iterable[str]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="*", help="names to run, with wildcards")
+    parser.add_argument("--only", default=["*"], nargs="+", help="names to run, with wildcards")
     parser.add_argument("--out", type=Path, default=HERE.parent / "build" / "conformance")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one architecture")
@@ -160,14 +160,14 @@ def main() -> None:
     names = list(catalogue.cases())
     if not given.table:
         rows, digest = read_rows(given.out), engine_digest()
-        chosen = available(n for n in names if fnmatch(n, given.only))
+        chosen = available(n for n in names if any(fnmatch(n, p) for p in given.only))
         done = {key for key, r in rows.items() if key[1] == "peer" or r["engine"] == digest}
         without_peer = given.no_peer or importlib.util.find_spec("torch_pruning") is None
         sides = ("ours",) if without_peer else ("ours", "peer")
         todo = [(n, s) for s in sides for n in chosen if given.again or (n, s) not in done]
         memory = int(given.memory * 2**30)
         run(todo, given.out, jobs=given.jobs, limit=given.limit, memory=memory)
-    if given.table or given.only == "*":
+    if given.table or given.only == ["*"]:
         rows = read_rows(given.out)
         table.write(
             RESULTS, [r for n in names for s in ("ours", "peer") if (r := rows.get((n, s)))]

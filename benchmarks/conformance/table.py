@@ -37,6 +37,7 @@ def write(folder: Path, rows: Sequence[Row]) -> None:
         "batch": BATCH,
         "tolerance": TOLERANCE,
         "versions": versions(),
+        "engine": Counter(r["engine"] for r in rows if r["side"] == "ours"),
         "machine": probe(),
     }
     short = [{k: v for k, v in r.items() if k != "traceback"} for r in rows]
@@ -109,11 +110,13 @@ def _totals(ours: Sequence[Row], peers: Sequence[Row]) -> list[str]:
 
 def _how(head: dict[str, Any]) -> list[str]:
     machine = head["machine"]
+    states = ", ".join(f"{k}: {n}" for k, n in head["engine"].most_common())
     named = ", ".join(f"{k} {v}" for k, v in head["versions"].items())
     return f"""\
 Made by `{head["command"]}` on {head["date"]}: seed {head["seed"]}, batch {head["batch"]}, random weights
 with redrawn statistics; {named}; Python {machine.python}, {machine.cpu}, one thread. What it needs stands in
 CONTRIBUTING.md. About half of the units of every group leave at random (`plan(ratio=0.5, round_to=1)`).
+Rows by the state of the engine's sources (their hash): {states}.
 
 - **exact**: every group of the engine's can be cut and was proven by its gate, and the cut network agrees to
   {head["tolerance"]:g} with an independent reference (`benchmarks/conformance/absent.py`: the dense network run
@@ -225,7 +228,7 @@ def _line(cells: Iterable[str]) -> str:
 def _cell(text: str) -> str:
     """Return text that cannot break a table: one line, no bars, no markup, no paths of a machine."""
     text = re.sub(r"/\S+/([^/\s]+\.py)", r"\1", " ".join(str(text).split()))
-    return re.sub(r"([|<>*_])", r"\\\1", text)
+    return re.sub(r"([|<>*])", r"\\\1", text)
 
 
 def _share(value: float | None) -> str:
