@@ -29,6 +29,10 @@ def folded(net: Any, x: Tensor) -> Tensor:
     return F.fold(F.unfold(x, 3, padding=1), x.shape[-2:], 3, padding=1)
 
 
+def folded_taps(net: Any, x: Tensor) -> Tensor:
+    return F.fold(net.widen(x).flatten(2), 16, 2, stride=2)
+
+
 def attention_over_windows(net: Any, x: Tensor) -> Tensor:
     windows = F.unfold(x, 2, stride=2).unflatten(1, (x.shape[1], 4))
     return windows.amax(2).unflatten(2, (4, 4))
@@ -137,6 +141,7 @@ CASES: dict[str, Case] = {
     "grid_sample": Case(sampled),
     "grid_sample_computed": Case(warped, parts=lambda: {"flow": nn.Conv2d(16, 2, 1)}),
     "fold": Case(folded),
+    "folded_taps": Case(folded_taps, parts=lambda: {"widen": nn.Conv2d(16, 64, 1)}),
     "windows": Case(attention_over_windows),
     "best_rows": Case(best_rows, parts=lambda: {"score": nn.Linear(16, 1)}),
     "rows_of_list": Case(rows_of_list, parts=lambda: dict(PLACES)),

@@ -63,6 +63,11 @@ def encoded_state(net: Any, x: Tensor) -> Tensor:
     return net.recurrent(x, torch.tanh(net.encode(x.mean(1)))[None])[0][:, -1]
 
 
+def two_encoders(net: Any, x: Tensor) -> Tensor:
+    first = torch.stack([torch.tanh(net.one(x[:, 0])), torch.tanh(net.two(x[:, 0]))])
+    return net.recurrent(x, first)[0][:, -1]
+
+
 def packed(net: Any, x: Tensor) -> Tensor:
     lengths = torch.tensor([6, 4])[: len(x)]
     rows = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
@@ -132,6 +137,12 @@ NETS: dict[str, Recurrent] = {
     ),
     "gru_encoded_state": Recurrent(
         gru(), 10, encoded_state, parts=lambda: {"encode": nn.Linear(16, 10)}
+    ),
+    "gru_two_encoders": Recurrent(
+        gru(num_layers=2),
+        10,
+        two_encoders,
+        parts=lambda: {"one": nn.Linear(16, 10), "two": nn.Linear(16, 10)},
     ),
     "rnn": Recurrent(lambda: nn.RNN(16, 10, batch_first=True), 10),
     "rnn_relu": Recurrent(lambda: nn.RNN(16, 10, 2, "relu", batch_first=True), 10),

@@ -130,3 +130,15 @@ def test_a_deformable_convolution_is_one_whose_offsets_stay(
     grouped = trace(Deformed(2).eval(), x)
     assert not of_stem(grouped)[0]
     assert "deformable convolution in groups" in of_stem(grouped)[1][0]
+
+
+def test_the_taps_that_make_one_channel_leave_together() -> None:
+    model, x = build("folded_taps")
+    graph = trace(model, x)
+    (index,) = [
+        m.index.tolist()
+        for g in graph.groups.values()
+        for m in g.members
+        if (m.tensor, m.dim) == ("widen.weight", 0)
+    ]
+    assert index == [[4 * c, 4 * c + 1, 4 * c + 2, 4 * c + 3] for c in range(16)]
