@@ -130,10 +130,6 @@ def test_a_table_loses_columns_and_never_rows(tied: bool) -> None:
     torch.manual_seed(0)
     model, numbers = Words(tied=tied).eval(), torch.randint(30, (2, 6))
     graph = trace(model, numbers)
-    assert {n: g.size for n, g in graph.groups.items()} == {
-        "words" if not tied else "narrow": 12,
-        "widen": 20,
-    } or tied
     assert hidden(graph, "words.weight", 1) == (12, [])
     assert hidden(graph, "words.weight", 0)[0] == 0
     plan = make_plan(graph, random_keep(graph, seed=2))
