@@ -47,6 +47,7 @@ FILES = (
     "scores.npz",
     "plan.json",
     "cut.json",
+    "overview.json",
     "accuracy.json",
     "slim.safetensors",
     "checkpoints",
