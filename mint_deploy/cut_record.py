@@ -29,6 +29,7 @@ def cut_body(
         "cost_after": graph.cost_of({g.name: g.keep for g in made.groups}),
         "seconds": {"gate": proof.seconds},
         "max_error": proof.max_error,
+        "zero_difference": proof.zero_difference,
         "groups": {
             name: {
                 "size": g.size,
@@ -39,6 +40,7 @@ def cut_body(
                 "power": "not sampled" if g.power is None else g.power,
                 "status": g.status,
                 "reason": g.reason,
+                "restricted": g.restricted and g.kept < g.size,
             }
             for name, g in proof.groups.items()
         },

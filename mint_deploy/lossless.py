@@ -94,8 +94,8 @@ class Lossless:
         stay = sum(map(len, self.left.values()))
         if stay:
             parts.append(
-                f"{units(stay)} stay: their layers are left alone, or no width between is a multiple of what "
-                "was asked for"
+                f"{units(stay)} {'stays' if stay == 1 else 'stay'}: widths are multiples of what was asked for, "
+                "layers left alone stay whole, and one unit of each group stays"
             )
         return "; ".join(parts)
 

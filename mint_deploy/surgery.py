@@ -260,8 +260,11 @@ def _rewrite(model: nn.Module, constant: Constant, removed: Mapping[str, set[int
     """Give a module's attribute that counts units its new value."""
     path, _, last = constant.attribute.rpartition(".")
     match = _ITEM.match(last)
+    gone = sum(len(removed.get(name, set()) & set(units)) for name, units in constant.of)
     try:
         module = model.get_submodule(path)
+        if not gone and type(module) is nn.MultiheadAttention:
+            return  # whole, so it was not opened
         if match is None:
             raise AttributeError(last)
         held = getattr(module, match["name"])
@@ -272,7 +275,6 @@ def _rewrite(model: nn.Module, constant: Constant, removed: Mapping[str, set[int
         raise PlanError(
             f"the plan rewrites '{constant.attribute}', which the model does not have{hint}"
         ) from error
-    gone = sum(len(removed.get(name, set()) & set(units)) for name, units in constant.of)
     new = constant.value - constant.factor * gone
     if int(old) not in (constant.value, new):  # the new one: what the module said of itself
         raise PlanError(

@@ -628,3 +628,37 @@ def test_every_error_of_the_gate_can_be_shown_to_the_user() -> None:
     for error in (SurgeryError, PlanError, TraceError):
         assert issubclass(error, MintDeployError)
     assert set(ZOO_NETS) > set(LARGE)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "encoder", "group_norm"])
+def test_a_cut_through_a_statistic_is_said_to_be_no_zeroing(name: str) -> None:
+    model, inputs, plan = planned(name)
+    _, _, proof = prove(model, plan, inputs)
+    assert {n for n, g in proof.groups.items() if g.restricted} == plan.restricted != set()
+    assert proof.zero_difference > 1e-3
+    assert proof.max_error < 1e-11
+
+
+def test_without_a_statistic_a_cut_is_as_if_zeroed() -> None:
+    model, inputs, plan = planned("option_b")
+    _, _, proof = prove(model, plan, inputs)
+    assert not any(g.restricted for g in proof.groups.values())
+    assert proof.zero_difference == 0
+
+
+def test_a_statistic_that_is_left_out_is_noticed() -> None:
+    model, inputs, plan = planned("layer_norm")
+    slim = cut(model, plan)
+    with pytest.raises(SurgeryError, match="differs from the masked one"):
+        verify(model, slim, dataclasses.replace(plan, statistics=()), inputs)
+
+
+def test_a_network_that_runs_otherwise_than_traced_is_not_proven() -> None:
+    model, inputs, plan = planned("layer_norm")
+    later = [dataclasses.replace(s, call=s.call + 1) for s in plan.statistics]
+    slim = cut(model, plan)
+    with pytest.raises(SurgeryError, match="did not come again"):
+        verify(model, slim, dataclasses.replace(plan, statistics=tuple(later)), inputs)
+    other = [dataclasses.replace(s, length=s.length + 1) for s in plan.statistics]
+    with pytest.raises(SurgeryError, match="runs otherwise than when it was traced"):
+        verify(model, slim, dataclasses.replace(plan, statistics=tuple(other)), inputs)

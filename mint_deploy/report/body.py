@@ -237,6 +237,7 @@ def _gate(folder: Folder) -> dict[str, Any] | None:
             "restriction": g.get("restriction"),
             "power": g.get("power"),
             "reason": g.get("reason") or "",
+            "restricted": bool(g.get("restricted")),
         }
         for name, g in cut["groups"].items()
     ]
@@ -247,6 +248,8 @@ def _gate(folder: Folder) -> dict[str, Any] | None:
         "proven": count["proven"],
         "whole": count["whole"],
         "max_error": cut.get("max_error"),
+        "restricted": sum(row["restricted"] for row in rows),
+        "zero_difference": cut.get("zero_difference"),
         "seconds": _mapping(cut.get("seconds")),
     }
 

@@ -205,6 +205,8 @@ def _proof(body: Mapping[str, Any]) -> str:
         said.append(
             f"Cut: {gate['proven']} of {gate['total']} groups that were cut are proven exact{tail}."
         )
+        if words.restricted(gate):
+            said.append(f"{words.restricted(gate)}.")
     else:
         said.append(f"Cut: {_say(gate['note'])}.")
     if body["lossless"].get("text"):

@@ -26,6 +26,7 @@ __all__ = [
     "places_of",
     "plain",
     "points",
+    "restricted",
     "share",
     "short",
     "significant",
@@ -194,6 +195,19 @@ def accuracy_places(
     Never none: 99.7 % must not become 100 %. The interval beside it says how sure it is.
     """
     return max(1, places_of(intervals, scale=scale))
+
+
+def restricted(gate: Any) -> str:
+    """Say how many groups were cut through a statistic over channels; "" where none was."""
+    count = gate.get("restricted") or 0
+    if not count:
+        return ""
+    those = "1 of them is" if count == 1 else f"{count} of them are"
+    return (
+        f"{those} restricted: a normalisation or another statistic runs over its channels, and now over those "
+        f"that stay; that is not the same as zeroing what left (the output differs from that by "
+        f"{error(gate.get('zero_difference'))})"
+    )
 
 
 def error(value: Any) -> str:
