@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mint_deploy import files
 from mint_deploy.artifacts import GroupImportance, Importance, PruningPlan
+from mint_deploy.data import load_data
 from mint_deploy.dead import EXACT, Dead, DeadUnit, dead_units
 from mint_deploy.errors import PlanError
 from mint_deploy.graph import Graph
@@ -31,6 +32,7 @@ from mint_deploy.lossless import (
     summary,
     widest,
 )
+from mint_deploy.models import load_model
 from mint_deploy.moments import sample
 from mint_deploy.plan import plan
 from mint_deploy.surgery import cut
@@ -589,6 +591,69 @@ def test_a_sample_that_deceives_is_rolled_back() -> None:
     slim, _, report = remove_dead(net, graph, 1000 * x, moments=moments)
     assert "off by" in report.rolled_back["a"]
     assert slim.a.out_channels == 8
+
+
+class Small(nn.Module):
+    """No padding, so that every constant can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(1, 12, 3, bias=False), nn.BatchNorm2d(12)
+        self.b, self.m = nn.Conv2d(12, 16, 3, bias=False), nn.BatchNorm2d(16)
+        self.c = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.n(self.a(x)))
+        return self.c(torch.relu(self.m(self.b(x))).mean((2, 3)))
+
+
+def test_a_network_trained_with_a_penalty_on_its_scales() -> None:
+    """Real images; the proximal step of the L1 norm leaves scales that are zero and shifts that are not."""
+    data = load_data("digits")
+    torch.manual_seed(0)
+    net = Small().train()
+    norms = [net.n, net.m]
+    descent = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for epoch in range(6):
+        for x, y in data.train.batches(64, seed=epoch):
+            descent.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            descent.step()
+            with torch.no_grad():
+                for norm in norms:
+                    norm.weight.copy_(norm.weight.sign() * (norm.weight.abs() - 0.05).clamp_min(0))
+    net.eval()
+    x = torch.cat([x for x, _ in data.test.batches(100)])
+    zeros = [set(torch.nonzero(norm.weight == 0).flatten().tolist()) for norm in norms]
+    assert all(0 < len(z) < norm.num_features for z, norm in zip(zeros, norms, strict=True))
+    graph = trace(net, x[:2])
+    dead = dead_units(net, graph, x[:2])
+    assert [set(dead.units(n)) >= z for n, z in zip("ab", zeros, strict=True)] == [True, True]
+    assert dead.count("constant")
+    slim, _, report = remove_dead(net, graph, x[:2])
+    assert report.error < 1e-12
+    assert report.after.macs < 0.9 * report.before.macs
+    with torch.no_grad():
+        assert torch.equal(slim(x).argmax(1), net(x).argmax(1))
+        assert difference(net, slim, x) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_published_network_has_silent_units(shared_data: Path) -> None:
+    """49 of its 1,072 units are silent on 400 training images, and on images that nobody looked at."""
+    made = load_model("resnet56-cifar10", str(shared_data / "weights" / "resnet56-4bfd9763.th"))
+    net, spec = made.model.eval(), f"cifar10:{shared_data / 'cifar10'}"
+    data = load_data(spec, input_shape=(3, 32, 32), model_mean=made.mean, model_std=made.std)
+    x = next(iter(data.train.batches(64)))[0]
+    graph = trace(net, x[:2])
+    moments = sample(net, graph, data.train, images=400, sensitivity_images=1)
+    slim, _, report = remove_dead(net, graph, x, moments=moments)
+    assert report.count(*EXACT) == 0
+    assert 30 <= report.count("sample") <= 70
+    assert not report.rolled_back
+    unseen = next(iter(data.test.batches(500)))[0]
+    with torch.no_grad():
+        assert torch.equal(slim(unseen).argmax(1), net(unseen).argmax(1))
 
 
 # ---------------------------------------------------------------- together with a budget
