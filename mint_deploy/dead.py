@@ -37,7 +37,7 @@ from mint_deploy.gate import prepared, run
 from mint_deploy.graph import Graph
 from mint_deploy.inputs import as_call, cast
 from mint_deploy.tracing.constancy import Constancy, Reading
-from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.tracing.parameters import tensors_of
 from mint_deploy.user_model import unwrapped
 
 __all__ = ["EXACT", "KINDS", "Dead", "DeadUnit", "Fold", "dead_units"]

@@ -21,8 +21,8 @@ from mint_deploy.errors import MintDeployError, TraceError
 from mint_deploy.inputs import Call, call, in_dtype, outputs_of, random_like
 from mint_deploy.reference import Restricted
 from mint_deploy.settle import settle_
+from mint_deploy.tracing.parameters import tensors_of
 from mint_deploy.tracing.plainly import plainly
-from mint_deploy.tracing.tracer import tensors_of
 from mint_deploy.user_model import copied
 
 __all__ = [

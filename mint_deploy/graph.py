@@ -33,8 +33,9 @@ from mint_deploy.inputs import Call, call, not_nan, outputs_of, specs_of
 from mint_deploy.tracing.assemble import Found, assemble, without_groups
 from mint_deploy.tracing.heads import HEADS, turned
 from mint_deploy.tracing.ledger import Layer
+from mint_deploy.tracing.parameters import tensors_of
 from mint_deploy.tracing.plainly import plainly
-from mint_deploy.tracing.tracer import Tracer, mark_attributes, tensors_of
+from mint_deploy.tracing.tracer import Tracer, mark_attributes
 from mint_deploy.user_model import copied
 
 __all__ = ["Graph", "Group", "Layer", "LiveBytes", "find_groups"]

@@ -29,7 +29,7 @@ from mint_deploy.program_export import export_program
 from mint_deploy.program_form import example_of
 from mint_deploy.pt2 import load_pt2
 from mint_deploy.surgery import cut
-from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.tracing.parameters import tensors_of
 from mint_deploy.user_model import unwrapped
 
 __all__ = ["load", "read_tensors", "save"]

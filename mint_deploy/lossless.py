@@ -31,7 +31,7 @@ from mint_deploy.inputs import Call, as_call, cast, not_nan, random_like
 from mint_deploy.plan import make_plan, possible_widths
 from mint_deploy.plan_file import recosted
 from mint_deploy.surgery import cut
-from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.tracing.parameters import tensors_of
 from mint_deploy.user_model import unwrapped
 from mint_deploy.verify import TOLERANCE, prove
 

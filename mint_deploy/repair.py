@@ -25,7 +25,7 @@ from mint_deploy.criteria.mint import columns
 from mint_deploy.data import as_part
 from mint_deploy.errors import PlanError
 from mint_deploy.estimators.gaussian import covariance
-from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.tracing.parameters import tensors_of
 
 __all__ = ["refit", "repair"]
 

@@ -43,7 +43,7 @@ from mint_deploy.settings import DEMO
 from mint_deploy.surgery import check_plan
 from mint_deploy.survey import survey
 from mint_deploy.target import load_target, to_toml
-from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.tracing.parameters import tensors_of
 from mint_deploy.verify import prove
 
 if TYPE_CHECKING:

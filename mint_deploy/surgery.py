@@ -22,7 +22,7 @@ from mint_deploy.artifacts import Constant, PruningPlan, ScaleFold
 from mint_deploy.attention import SlimMultiheadAttention, open_attention
 from mint_deploy.errors import PlanError
 from mint_deploy.plan_file import faults_of, listing, read_plan
-from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.tracing.parameters import tensors_of
 from mint_deploy.user_model import check_model, copied, unwrapped
 
 __all__ = ["check_plan", "cut"]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mint_deploy.culprits import crashing, culprits, keep_only, trouble
 from mint_deploy.errors import TraceError
 from mint_deploy.gate import prepared, redrawn
 from mint_deploy.graph import Graph, find_groups
@@ -15,7 +16,7 @@ from mint_deploy.inputs import Call, as_call, cast
 from mint_deploy.plan import make_plan
 from mint_deploy.tracing.heads import HEADS, WIDTH
 from mint_deploy.user_model import unwrapped
-from mint_deploy.verify import TOLERANCE, crashing, culprits, keep_only, trouble
+from mint_deploy.verify import TOLERANCE
 
 __all__ = ["trace"]
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from mint_deploy import steps
 from mint_deploy.artifacts import PruningPlan
+from mint_deploy.culprits import culprits, keep_only
+from mint_deploy.dead import Dead
 from mint_deploy.errors import MintDeployError, PlanError, SurgeryError, TraceError
 from mint_deploy.files import read_json, read_value
 from mint_deploy.gate import masked, permuted, prepared, relative_error, run, sabotaged
@@ -27,7 +29,7 @@ from mint_deploy.surgery import cut
 from mint_deploy.trace import trace
 from mint_deploy.tracing import literals, rules
 from mint_deploy.tracing.labels import NONE
-from mint_deploy.verify import POWER, TOLERANCE, culprits, keep_only, prove, verify
+from mint_deploy.verify import POWER, TOLERANCE, prove, verify
 
 LARGE = ("resnet50", "densenet121", "vgg16_bn", "vgg16_bn_literal_view")
 
@@ -390,7 +392,7 @@ def test_the_plan_on_file_costs_what_was_carried_out(tmp_path: Path) -> None:
     said: list[str] = []
     kept: list[PruningPlan] = []
     job = SimpleNamespace(
-        plan=wanted, dense=model, example=x, graph=graph, run=tmp_path,
+        plan=wanted, dense=model, folded=model, dead=Dead(), example=x, graph=graph, run=tmp_path,
         request=SimpleNamespace(seed=0), progress=SimpleNamespace(warn=said.append),
         keep=lambda *args, plan: kept.append(plan), judge=lambda *args: None,
     )  # fmt: skip

@@ -31,7 +31,7 @@ from mint_deploy.tracing.bits import (
     uniform,
 )
 from mint_deploy.tracing.labels import LabelStore
-from mint_deploy.tracing.tracer import tensors_of
+from mint_deploy.tracing.parameters import tensors_of
 
 __all__ = ["Constancy", "Reading"]
 

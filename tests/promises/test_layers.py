@@ -21,8 +21,9 @@ LAYERS = {
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
         "moments", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
         "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
-        "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check", "pt2_formula", "compose", "plan_file", "loading",
-        "user_model",
+        "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check",
+        "pt2_formula", "compose", "plan_file", "loading", "user_model", "attention",
+        "reference", "settle", "culprits",
         "program", "program_axes", "program_export", "program_form", "program_graph",
     },
     "pipeline": {
@@ -154,7 +155,6 @@ def test_every_module_is_python_3_10(path: Path) -> None:
 #: file -> why it may be longer than 400 lines
 LONG = {
     "mint_deploy/artifacts.py": "all the values of the files, with nothing but their fields",
-    "mint_deploy/tracing/tracer.py": "one dispatch mode, whose methods share its state",
 }
 
 

@@ -43,8 +43,21 @@ def _cat(t: Tracer, op: Op) -> Tensor | None:
                 known = reference.narrow(axis, 0, 1).expand(tensor.shape)
                 t.tie_parameter(tensor, known)
         filled.append(known.to(torch.int32))
+    _keep_one_length(t, [x for x in labels if x is not None], axis, stacked=op.name == "stack")
     joined: Tensor = torch.cat(filled, axis) if op.name == "cat" else torch.stack(filled, axis)
     return joined
+
+
+def _keep_one_length(t: Tracer, labels: list[Tensor], axis: int, *, stacked: bool) -> None:
+    """Operands side by side along ``axis`` have one length along every other: their channels leave together."""
+    varies = [compress(x)[1] for x in labels]
+    if not stacked and any(v[axis] for v in varies if len(v) > axis):
+        return
+    rows = [x for x, v in zip(labels, varies, strict=True) if any(v)]
+    if not stacked:
+        rows = [x.narrow(axis, 0, 1) for x in rows]
+    for row in rows[1:]:
+        t.book.unite(rows[0], row)
 
 
 @rule("constant_pad_nd")
