@@ -392,7 +392,7 @@ def test_the_plan_on_file_costs_what_was_carried_out(tmp_path: Path) -> None:
     said: list[str] = []
     kept: list[PruningPlan] = []
     job = SimpleNamespace(
-        plan=wanted, dense=model, folded=model, source=SimpleNamespace(spec="net"), dead=Dead(), example=x, graph=graph, run=tmp_path,
+        plan=wanted, dense=model, folded=model, source=SimpleNamespace(spec="net"), target="cpu", dead=Dead(), example=x, graph=graph, run=tmp_path,
         request=SimpleNamespace(seed=0), progress=SimpleNamespace(warn=said.append),
         keep=lambda *args, plan: kept.append(plan), judge=lambda *args: None,
     )  # fmt: skip
