@@ -402,18 +402,23 @@ def test_values_that_leave_pytorch_end_the_search_for_constants(how: str) -> Non
 class Counting(Plain):
     """A buffer that the forward pass writes: the next call sees another value."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_place: bool) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(8, 1, 1))
+        self.in_place = in_place
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        if self.in_place:
+            self.calls += 1
+        else:
+            self.calls = self.calls + 1
         y = torch.relu(self.n(self.a(x)) * (self.calls > 1))
         return self.c(torch.relu(self.m(self.b(y))).mean((2, 3)))
 
 
-def test_a_network_that_remembers_is_not_judged() -> None:
-    net = lively(Counting())
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_network_that_remembers_is_not_judged(in_place: bool) -> None:
+    net = lively(Counting(in_place=in_place))
     with torch.no_grad():
         behind_relu(net)
     dead = dead_units(net, trace(net, X), X)
@@ -466,6 +471,62 @@ def test_a_bias_that_others_use_takes_nothing_up() -> None:
         net.a.weight[3], net.a.bias[3] = 0.0, -0.7
     dead, _, _ = check(net, torch.randn(4, 6, dtype=torch.float64))
     assert dead.units("a") == (3,)
+
+
+class Beside(nn.Module):
+    """The output of `b` goes into a BatchNorm, and past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n = nn.Linear(6, 6), nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5)
+        self.c = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(torch.relu(self.a(x)))
+        return self.c(torch.relu(self.n(y)) + y)
+
+
+def test_a_running_mean_takes_nothing_up_that_goes_past_it() -> None:
+    net = lively(Beside())
+    with torch.no_grad():
+        net.a.weight[1], net.a.bias[1] = 0.0, 0.7
+        net.a.weight[3], net.a.bias[3] = 0.0, -0.7
+    dead, _, _ = check(net, torch.randn(4, 6, dtype=torch.float64))
+    assert dead.units("a") == (3,)
+
+
+def test_a_constant_times_what_changes_is_no_constant() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.g, self.c = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.relu(self.a(x)) * torch.sigmoid(self.g(x)))
+
+    net = lively(Gated())
+    with torch.no_grad():
+        net.a.weight[1], net.a.bias[1] = 0.0, 0.7
+        net.a.weight[3], net.a.bias[3] = 0.0, -0.7  # zero times anything
+    dead, _, _ = check(net, torch.randn(4, 6, dtype=torch.float64))
+    assert [dead.units(name) for name in dead.groups] == [(3,)]
+
+
+def test_what_a_stuck_constant_is_made_of_stays_with_it() -> None:
+    net = lively(nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1, bias=False), nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1),
+    ))  # fmt: skip
+    with torch.no_grad():
+        net[0].weight[5], net[0].bias[5] = 0.0, 0.8
+        net[2].weight[2], net[2].weight[:, 5] = 0.0, 0.0
+        net[2].weight[2, 5] = 1.5  # reads the constant alone, and is read with zero padding
+    dead, _, _ = check(net, X)
+    assert not dead.groups
+    assert {name: list(why.values()) for name, why in dead.stuck.items()} == {
+        "0": [(5,)],
+        "2": [(2,)],
+    }
 
 
 def test_a_norm_over_channels_is_left_alone() -> None:
@@ -723,6 +784,16 @@ def test_a_budget_counts_from_the_whole_network(budget: dict[str, float]) -> Non
         assert [len(g.keep) for g in made.groups] == [48, 48]
     else:
         assert getattr(made.after, kind) <= amount * getattr(made.before, kind)
+
+
+def test_what_is_out_of_reach_is_told_as_a_share_of_the_whole_network() -> None:
+    _, graph, dead = killed({"a": range(20)})
+    nearest = []
+    for limits in ({}, widest(graph, dead, 8)):
+        with pytest.raises(PlanError, match="out of reach") as refused:
+            plan(graph, dead_first(scores_of(graph), dead), macs=1e-6, round_to=8, at_most=limits)
+        nearest.append(refused.value.nearest)
+    assert nearest[0] == nearest[1]
 
 
 def test_removal_alone_can_be_rounded_too() -> None:

@@ -105,7 +105,7 @@ class Bits:
             return self._batch_norm(func, args)
         if base == "mul":
             a, b = (self._factor(x) for x in (args[0], args[1]))
-            return (a[0] & b[1])
+            return (a[0] & b[1]) | (b[0] & a[1])
         if base in _MOVES:
             return self._moved(base, func, args, kwargs)
         if base in ("index_select", "index", "gather") and not any(
