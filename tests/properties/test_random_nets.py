@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
-from masking import cut_error, random_keep
+from masking import absent_error, random_keep
 from random_nets import KINDS, SIDE, Gene, assemble
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from mint_deploy.artifacts import PruningPlan
 from mint_deploy.errors import SurgeryError
 from mint_deploy.graph import find_groups
 from mint_deploy.inputs import as_call
@@ -18,42 +23,80 @@ from mint_deploy.trace import trace
 from mint_deploy.verify import prove
 
 gene = st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 11), st.integers(0, 11))
-genes = st.lists(gene, min_size=1, max_size=6)
+genes = st.lists(gene, min_size=1, max_size=5)
 numbers = st.integers(0, 2**16)
+
+#: Numbers follow from the width of another group here: which plans fit is decided by the gate, plan by plan.
+BY_PLAN = {
+    "shaped_by_input": "``c // heads`` follows from the stream's width; some plans of stream and heads agree",
+}
+
+#: Not predicted: how many multiply-adds the cut network has left.
+UNCOUNTED = {
+    "mixer": "a layer over positions is no layer over channels: its rows leave, its multiply-adds are not counted",
+    "masked_weights": "once a single element is left of weight and mask, they pass for a scalar",
+}
 
 
 def check(sequence: list[Gene], tail: int, skip: int, seed: int, *, gate: bool = True) -> str:
-    """Trace, cut by a random plan, compare with an independent masked forward; say what came of it."""
+    """Trace, cut by a random plan, cross, prove, train a step; say what came of it."""
     net = assemble(sequence, tail=tail, skip=skip, seed=seed)
     x = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     before = {n: t.clone() for n, t in net.state_dict().items()}
-    graph = trace(net, x)
+    graph = trace(net, x, attention=("heads", "width")[seed % 2])
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
     assert set(graph.frozen) == set(graph.frozen_groups)
     assert all(reason.strip() for reason in graph.frozen.values())
     if not graph.groups:
         return "all frozen"
     keep = random_keep(graph, seed)
+    if seed % 5 == 0:  # as few as can be
+        keep = {name: units[:1] for name, units in keep.items()}
     plan = make_plan(graph, keep)
-    assert cut_error(net, plan, (x,)) < 1e-10
-    slim = cut(net, plan)
-    found, predicted = find_groups(slim, as_call(x)).cost, graph.cost_of(keep)
-    assert (found.macs, found.params) == (predicted.macs, predicted.params)
-    assert found.weight_bytes == predicted.weight_bytes
-    assert sum(p.numel() for p in slim.parameters()) == plan.after.params
-    if not gate:
-        return "exact"
+    by_plan = not BY_PLAN.keys().isdisjoint(kind for kind, _, _ in sequence)
+    if not by_plan:
+        assert absent_error(net, plan, (x,)) < 1e-8
+        slim = cut(net, plan)
+        found, predicted = find_groups(slim, as_call(x)).cost, graph.cost_of(keep)
+        assert (found.params, found.weight_bytes) == (predicted.params, predicted.weight_bytes)
+        if UNCOUNTED.keys().isdisjoint(kind for kind, _, _ in sequence):
+            assert found.macs == predicted.macs
+        assert sum(p.numel() for p in slim.parameters()) == plan.after.params
+        train_one_step(slim, x)
+    return proven(net, plan, x, seed, by_plan=by_plan) if gate else "exact"
+
+
+def proven(net: nn.Module, plan: PruningPlan, x: Tensor, seed: int, *, by_plan: bool) -> str:
+    """Whatever the gate lets through is right; it refuses for want of power alone."""
+    allowed = ("no power", "once cut") if by_plan else ("no power",)
     try:
-        _, done, proof = prove(net, plan, x, seed=seed)
+        slim, done, proof = prove(net, plan, x, seed=seed)
     except SurgeryError as refused:
         # A single unit that is silent on every input is exact, and yet nothing can be proven.
-        assert "no power" in str(refused)  # noqa: PT017  # most networks are not refused
-        return "refused: no power"
-    assert proof.max_error < 1e-9
+        assert any(why in str(refused) for why in allowed)  # noqa: PT017  # most networks are not refused
+        return "refused"
+    assert proof.max_error < 1e-8
     failed = {n: g.reason for n, g in proof.groups.items() if g.status == "rolled back"}
-    assert all(reason.startswith("no power") for reason in failed.values())
+    assert all(reason.startswith(allowed) for reason in failed.values())
     assert set(failed) <= set(done.frozen)
-    return "rolled back: no power" if failed else "proven"
+    if failed or by_plan:
+        assert absent_error(net, done, (x,)) < 1e-8
+        train_one_step(slim, x)
+    return "rolled back" if failed else "proven"
+
+
+def train_one_step(slim: nn.Module, x: Tensor) -> None:
+    """Gradients reach the slim network's parameters, and a step changes what it computes."""
+    made = copy.deepcopy(slim).train().requires_grad_(requires_grad=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        optimiser = torch.optim.SGD(made.parameters(), lr=1e-3)
+        sum(y.square().sum() for y in tree_leaves(made(x))).backward()
+        assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+        assert any(p.grad.abs().max() > 0 for p in made.parameters() if p.grad is not None)
+        optimiser.step()
+        with torch.no_grad():
+            assert all(y.isfinite().all() for y in tree_leaves(made.eval()(x)))
 
 
 @settings(
@@ -84,14 +127,14 @@ def test_many_random_networks_are_exact_or_frozen(
 def test_each_piece_alone_is_exact_or_frozen(kind: str) -> None:
     """Hypothesis may miss a piece; here none is missed."""
     free = 0
-    for number in range(7):
+    for number in range(5):
         sequence = [(kind, number, number // 2)]
         check(sequence, number, number, number, gate=number == 3)
         net = assemble(sequence, tail=number % 2)
         graph = find_groups(net, as_call(torch.randn(2, 3, SIDE, SIDE)))
         free += any(m.tensor == "stem.0.weight" for g in graph.groups.values() for m in g.members)
     # What a piece freezes is listed in test_rules.py; no piece freezes its input in every variant.
-    assert free or kind == "split_by_literal"
+    assert free or kind in ("split_by_literal", "standardised")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +164,13 @@ def test_each_piece_alone_is_exact_or_frozen(kind: str) -> None:
         ([("stacked", 1, 1), ("squeezed", 0, 0)], 2, 1),
         # written over, then split by attributes
         ([("overwritten", 1, 0), ("split_by_attribute", 3, 0), ("grouped", 1, 1)], 1, 5),
+        # two streams stacked, then side by side: one length, so their units leave together
+        ([("unbound_and_stacked", 3, 3)], 3, 0),
+        # a GroupNorm whose channels all come from one unit
+        ([("pixel_shuffled", 4, 9), ("group_normed_first", 2, 6)], 1, 0),
+        # what is written over is as wide as half of a padded stream
+        ([("padded", 4, 0), ("overwritten", 7, 3)], 1, 7),
+        ([("padded", 8, 6), ("filled_by_slices", 10, 6)], 1, 5),
     ],
 )  # fmt: skip
 def test_networks_that_were_wrong_once_or_might_be(

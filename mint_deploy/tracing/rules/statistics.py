@@ -80,7 +80,9 @@ def _group_norm(t: Tracer, op: Op) -> Tensor | None:
     (line,), varies = compress(line)
     if varies[1]:
         t.book.unite(line, line[:, :1])
-    channels = line[:, 0]
+    channels = line[:, 0].expand(
+        x.shape[1]
+    )  # one unit may fill them all (pixel unshuffle of one channel)
     for p in parameters:
         t.tie_parameter(p, channels)
     if groups == len(channels):
