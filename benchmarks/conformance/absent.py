@@ -116,8 +116,7 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
     # channels of zeros (padding) add nothing either way
     zero = (x == 0).transpose(0, 1).flatten(1).all(1)
     fits = (reads == channels.reshape(groups, 1, -1)) | reads & zero.reshape(groups, 1, -1)
-    pair = fits | absent[:, :, None]
-    _expect(pair, "a convolution's input and weight")
+    _expect(fits | absent[:, :, None], "a convolution's input and weight")
     out = func(_filled(x), _filled(weight), None if bias is None else _filled(bias), *rest)
     absent = absent.reshape(-1)
     if bias is not None:
