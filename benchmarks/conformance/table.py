@@ -133,7 +133,8 @@ Rows by the state of the engine's sources (their hash): {states}.
   documentation asks: `BasePruner`, random importance, `pruning_ratio=0.5`, the output's layers ignored, fresh
   dictionaries, `num_heads` given; attention once with narrower heads and once with fewer (the modules' numbers
   updated as in its examples), the better one counts. *crash*: it or its pruned network raises; *wrong*: it runs
-  and computes something else.""".splitlines()
+  and computes something else. *time limit*, *memory limit*: not done in 180 s (some of them by the clock of a busy
+  machine) or in 9 GiB.""".splitlines()
 
 
 # ---------------------------------------------------------------- the rows
@@ -192,12 +193,13 @@ def _frozen(rows: Sequence[Row]) -> list[str]:
         lines.append(_line([why, str(len(names)), listed]))
     lines += ["", "The most common reasons of each network with frozen groups:", ""]
     for r in rows:
-        back = Counter(general(w) for w in r.get("rolled_back", {}).values())
-        said = [(general(why), n) for why, n in r.get("reasons", [])] + back.most_common(3)
+        whys = [*r.get("frozen", {}).values(), *r.get("rolled_back", {}).values()]
+        said = Counter(general(why) for why in whys).most_common(3)
         if said:
-            lines.append(f"- {r['name']}: " + "; ".join(f"{why} ({n})" for why, n in said))
+            lines.append(f"- {r['name']}: " + "; ".join(f"{_cell(w)} ({n})" for w, n in said))
         elif r["verdict"] not in EXACT:
-            lines.append(f"- {r['name']}: {r['verdict']}: {_cell(r.get('error', ''))[:300]}")
+            why = r.get("error") or "it has channels of the input and the output alone"
+            lines.append(f"- {r['name']}: {r['verdict']}: {_cell(why)[:300]}")
     return lines
 
 
@@ -206,6 +208,7 @@ def general(reason: str) -> str:
     text = reason.split("; ")[0].removesuffix(" ...")
     text = re.sub(r" \(in .*?\)(?= |$|,)|, \S+\.py:\d+|\S+\.py:\d+", "", text)
     text = re.sub(r"'[^']*\.[^']*'", "a layer", text)
+    text = re.sub(r"(the network raises \w+): .*", r"\1, so its code fixes a size", text)
     return re.sub(r"\b\d[\d.e+-]*", "N", text)
 
 
