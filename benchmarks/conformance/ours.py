@@ -115,7 +115,7 @@ def described(graph: Any) -> dict[str, Any]:
         "avoidable": len(why),
         "reasons": counted.most_common(3),
         "frozen": why,
-        "restricted": len(getattr(graph, "restricted", ()) or ()),
+        "restricted": sum(bool(g.restricted) for g in graph.groups.values()),
         "cuttable": round(graph.cuttable_macs_share, 4),
         "notes": list(graph.notes),
     }
