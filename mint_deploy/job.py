@@ -230,7 +230,7 @@ class Job:
         Raises:
             ModelError: nothing can be; every reason is named.
         """
-        graph = trace(model, self.example)
+        graph = trace(model, self.example, attention=self.request.attention)
         if not graph.groups:
             reasons = "; ".join(f"{name}: {why}" for name, why in graph.frozen.items())
             raise ModelError(

@@ -44,7 +44,8 @@ class Request:
 
     ``params`` and ``macs`` are the fractions that stay, ``ratio`` the fraction of units that goes;
     ``plan`` is a file that says itself what stays. ``export_level`` cuts the program that ``torch.export``
-    makes of the model, whose numbers can be rewritten, instead of its modules. ``lossless``: units that do
+    makes of the model, whose numbers can be rewritten, instead of its modules. ``attention``: whole ``heads``
+    leave, or the ``width`` of every head. ``lossless``: units that do
     nothing leave first, whatever the budget. ``input`` includes the
     batch. ``workers`` is the number of CPU threads that PyTorch uses; it is part of the settings because
     sums in another order give other last digits.
@@ -55,6 +56,7 @@ class Request:
     data: str | None = None
     input: tuple[int, ...] | None = None
     export_level: bool = False
+    attention: str = "heads"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     resize: int | None = None
@@ -159,6 +161,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "seed": (lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     "recover": _one_of(RECOVERIES),
     "device": _one_of(DEVICES),
+    "attention": _one_of(("heads", "width")),
     "input": (
         lambda v: len(v) >= 2 and all(n > 0 for n in v),
         "positive sizes, the batch first, such as 1x3x32x32",

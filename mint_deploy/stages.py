@@ -27,7 +27,18 @@ class Stage:
     repeat: bool = False
 
 
-_SOURCE = ("model", "weights", "data", "input", "export_level", "mean", "std", "resize", "seed")
+_SOURCE = (
+    "model",
+    "weights",
+    "data",
+    "input",
+    "export_level",
+    "attention",
+    "mean",
+    "std",
+    "resize",
+    "seed",
+)
 _JSON = ("plan.json", "cut.json", "accuracy.json", "deploy.json", "comparison.json")
 
 STAGES = (

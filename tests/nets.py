@@ -14,6 +14,7 @@ import norm_nets as norms
 import pattern_nets as patterns
 import torch
 from torch import Tensor, nn
+from yolo_net import small_yolo
 
 from mint_deploy.models import cifar_resnet, densenet, mobilenet, resnet
 from mint_deploy.models.vgg import vgg_features
@@ -115,6 +116,7 @@ PATTERN_NETS: dict[str, Case] = {
     "relative_bias": Case(attention.RelativeBias, ((7, 6),)),
     "channel_attention": Case(attention.ChannelAttention, ((7, 6),)),
     "rotary": Case(attention.Rotary, ((7, 6),)),
+    "yolo": Case(small_yolo, ((3, 64, 64),)),
 }
 
 NETS: dict[str, Case] = {**ZOO_NETS, **PATTERN_NETS}

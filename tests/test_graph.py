@@ -71,7 +71,11 @@ FREE = {
     "relative_bias": [16, 4],
     "channel_attention": [16, 4],
     "rotary": [16, 4],
-}
+    "yolo": [
+        8, 16, 8, 8, 16, 32, 16, 16, 16, 32, 64, 32, 32, 32, 64, 128, 64, 64, 128, 64, 128, 32, 32,
+        32, 64, 16, 16, 16, 32, 32, 32, 32, 32, 64, 64, 64, 64, 64, 128, *[32] * 12,
+    ],
+}  # fmt: skip
 
 #: attention both ways: the groups where whole heads leave, and where their widths do
 ATTENTION = {

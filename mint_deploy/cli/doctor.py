@@ -36,6 +36,7 @@ def doctor(
     input: o.Input = None,  # noqa: A002 - the flag is called so
     target: o.Target = None,
     export_level: o.ExportLevel = None,
+    attention: o.Attention = None,
     svg: Svg = None,
     fast: Fast = False,
     machine: Annotated[bool, typer.Option("--machine", help="How quiet this machine is.")] = False,
@@ -50,7 +51,13 @@ def doctor(
     if model is not None:
         _drawable(svg)
         graph, overview = _looked_at(
-            model, weights, input, target or "cpu", exported=bool(export_level), probe=not fast
+            model,
+            weights,
+            input,
+            target or "cpu",
+            exported=bool(export_level),
+            probe=not fast,
+            attention=attention or "heads",
         )
         if svg is not None:
             _draw(overview, svg)
@@ -68,7 +75,14 @@ def doctor(
 
 
 def _looked_at(
-    model: str, weights: str | None, sizes: str | None, target: str, *, exported: bool, probe: bool
+    model: str,
+    weights: str | None,
+    sizes: str | None,
+    target: str,
+    *,
+    exported: bool,
+    attention: str,
+    probe: bool,
 ) -> tuple[Graph, Overview]:
     import torch
 
@@ -87,7 +101,7 @@ def _looked_at(
         raise ModelError(f"the input size of {model} is not known; give it as --input 1x3x32x32")
     example = torch.zeros(shape)
     network = export_program(loaded.model, example) if exported else loaded.model
-    graph = trace(network, example, probe=probe)
+    graph = trace(network, example, probe=probe, attention=attention)
     return graph, survey(graph, model=model, target=chip, probed=probe)
 
 

@@ -58,6 +58,15 @@ ExportLevel = Annotated[
         "--export-level",
     ),
 ]
+Attention = Annotated[
+    str | None,
+    _option(
+        _WHAT,
+        "Whether whole heads leave, or the width of each.",
+        "--attention",
+        metavar="heads|width",
+    ),
+]
 Target = Annotated[
     str | None,
     _option(_WHAT, "A name of `targets`, or a .toml.", "--target", metavar="NAME|FILE"),

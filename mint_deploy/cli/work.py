@@ -32,6 +32,7 @@ def compress(
     data: o.Data = None,
     input: o.Input = None,  # noqa: A002 - the flag is called so
     export_level: o.ExportLevel = None,
+    attention: o.Attention = None,
     target: o.Target = None,
     power_mode: o.PowerMode = None,
     ratio: o.Ratio = None,
@@ -80,6 +81,7 @@ def score(
     data: o.Data = None,
     input: o.Input = None,  # noqa: A002 - the flag is called so
     export_level: o.ExportLevel = None,
+    attention: o.Attention = None,
     target: o.Target = None,
     power_mode: o.PowerMode = None,
     criterion: o.Criterion = None,
