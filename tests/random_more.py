@@ -88,7 +88,7 @@ def channel_statistics(c: int, a: int, b: int) -> Piece:
     bodies = [
         lambda m, x: x * torch.sigmoid(x.amax(1, keepdim=True)),
         lambda m, x: x - x.max(dim=1, keepdim=True)[0],
-        lambda m, x: x / (x.std(1, keepdim=True) + 1.0),
+        lambda m, x: x / (x.std(1, keepdim=True, unbiased=False) + 1.0),
         lambda m, x: F.normalize(x, dim=1),
         lambda m, x: x + x.sum(1, keepdim=True),
         lambda m, x: torch.log_softmax(x, 1),

@@ -15,7 +15,7 @@ from random_tokens import TOKEN_KINDS
 from torch import Tensor, nn
 
 KINDS: dict[str, Make] = {**MAP_KINDS, **TOKEN_KINDS}
-#: wider streams meet a plain layer instead of the next piece, so that networks stay small
+#: wider streams (and single channels) meet a plain layer instead of the next piece, so that networks stay small
 WIDEST = 24
 
 __all__ = ["KINDS", "SIDE", "TOKEN_KINDS", "Gene", "RandomNet", "assemble"]
@@ -40,7 +40,7 @@ class RandomNet(nn.Module):
         self.stem = conv(3, c)
         widths, pieces, tokens = [c], [], []
         for kind, a, b in genes:
-            kind = "plain" if c > WIDEST else kind
+            kind = "plain" if not 1 < c <= WIDEST else kind
             pieces.append(KINDS[kind](c, a, b))
             tokens.append(kind in TOKEN_KINDS)
             c = pieces[-1].after[0]
