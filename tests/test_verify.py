@@ -392,9 +392,10 @@ def test_the_plan_on_file_costs_what_was_carried_out(tmp_path: Path) -> None:
     said: list[str] = []
     kept: list[PruningPlan] = []
     job = SimpleNamespace(
-        plan=wanted, dense=model, folded=model, source=SimpleNamespace(spec="net"), target="cpu", dead=Dead(), example=x, graph=graph, run=tmp_path,
-        request=SimpleNamespace(seed=0), progress=SimpleNamespace(warn=said.append),
-        keep=lambda *args, plan: kept.append(plan), judge=lambda *args: None,
+        plan=wanted, dense=model, folded=model, dead=Dead(), example=x, graph=graph, run=tmp_path,
+        source=SimpleNamespace(spec="net"), target="cpu", request=SimpleNamespace(seed=0),
+        progress=SimpleNamespace(warn=said.append), judge=lambda *args: None,
+        keep=lambda *args, plan: kept.append(plan),
     )  # fmt: skip
     steps.cut(job)
     made = read_value(tmp_path / "plan.json", PruningPlan)
