@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from literal_nets import LITERAL_NETS, Filled, HardView, Heads, Splits, Stem
 from torch import Tensor, nn
 
 from mint_deploy import loading
@@ -30,7 +31,6 @@ from mint_deploy.report.view import settings_rows
 from mint_deploy.surgery import cut
 from mint_deploy.trace import trace
 from mint_deploy.verify import prove
-from tests.literal_nets import LITERAL_NETS, Filled, HardView, Heads, Splits, Stem
 
 
 def images(n: int = 2) -> Tensor:
