@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mint_deploy.artifacts import PlanGroup, PruningPlan
+from mint_deploy.attention import open_attention
 from mint_deploy.errors import MintDeployError, TraceError
 from mint_deploy.inputs import Call, call, in_dtype, outputs_of, random_like
 from mint_deploy.reference import Restricted
@@ -28,6 +29,7 @@ from mint_deploy.user_model import copied
 __all__ = [
     "baseline",
     "masked",
+    "opened_error",
     "permuted",
     "prepared",
     "redrawn",
@@ -206,11 +208,23 @@ def reference(model: nn.Module, plan: PruningPlan, inputs: Call) -> list[Tensor]
     made = masked(model, plan)
     if not plan.statistics:
         return run(made, inputs)
+    for module in made.modules():  # as it was traced, so that calls are counted alike
+        open_attention(module)
     restricted = Restricted(plan)
     with plainly(), restricted:
         outputs = run(made, inputs)
     restricted.check()
     return outputs
+
+
+def opened_error(model: nn.Module, inputs: Call, base: list[Tensor]) -> float:
+    """Return how far the network with opened attention is from itself, whose outputs are ``base``."""
+    if not any(type(m) is nn.MultiheadAttention for m in model.modules()):
+        return 0.0
+    made = copy.deepcopy(model)
+    for module in made.modules():
+        open_attention(module)
+    return relative_error(run(made, inputs), base)
 
 
 def _cycle(size: int, random: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -251,6 +265,9 @@ def sabotaged(slim: nn.Module, plan: PruningPlan, group: PlanGroup, seed: int) -
     tensors = tensors_of(made)
     random = np.random.default_rng(seed)
     member = group.members[int(random.integers(len(group.members)))]
+    # Where one tensor holds all of a unit, moving all of it is no mistake: part of its slices move.
+    columns = member.index.shape[1]
+    part = slice(max(1, columns // 2)) if len(group.members) == 1 else slice(columns)
     gone = np.zeros(member.length, dtype=bool)
     for other in plan.groups:
         for m in other.members:
@@ -261,8 +278,8 @@ def sabotaged(slim: nn.Module, plan: PruningPlan, group: PlanGroup, seed: int) -
     with torch.no_grad():
         if len(group.keep) > 1:
             a, b = random.choice(group.keep, size=2, replace=False)
-            first = torch.from_numpy(new_place[member.index[a]])
-            second = torch.from_numpy(new_place[member.index[b]])
+            first = torch.from_numpy(new_place[member.index[a][part]])
+            second = torch.from_numpy(new_place[member.index[b][part]])
             both, swapped = torch.cat([first, second]), torch.cat([second, first])
             tensor.index_copy_(member.dim, both, tensor.index_select(member.dim, swapped).clone())
         else:

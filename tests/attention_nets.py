@@ -25,6 +25,19 @@ class MultiheadNet(nn.Module):
         return self.head(F.gelu(y)).mean(1)
 
 
+class Unbiased(MultiheadNet):
+    """Without biases PyTorch's own projection becomes one product more than ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.stem(x)).transpose(1, 2).contiguous().transpose(1, 2)
+        y, _ = self.attention(x, x, x, need_weights=False)
+        return self.head(F.gelu(y)).mean(1)
+
+
 def multihead_time_first() -> nn.Module:
     return MultiheadNet(batch_first=False)
 

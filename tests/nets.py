@@ -101,6 +101,7 @@ PATTERN_NETS: dict[str, Case] = {
     "two_outputs": Case(norms.TwoOutputs, ((3, 8, 8),)),
     "one_layer": Case(norms.OneLayer, ((3, 8, 8),)),
     "multihead": Case(attention.MultiheadNet, ((7, 6),)),
+    "multihead_unbiased": Case(attention.Unbiased, ((7, 6),)),
     "multihead_time_first": Case(attention.multihead_time_first, ((7, 6),)),
     "multihead_with_weights": Case(attention.multihead_with_weights, ((7, 6),)),
     "cross_attention": Case(attention.CrossAttention, ((7, 6), (5, 7))),

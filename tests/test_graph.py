@@ -56,6 +56,7 @@ FREE = {
     "two_outputs": [8, 12],
     "one_layer": [],
     "multihead": [16, 4, 16],
+    "multihead_unbiased": [16, 2, 16],
     "multihead_time_first": [16, 4, 16],
     "multihead_with_weights": [16, 4, 16],
     "cross_attention": [16, 12, 4],
@@ -81,6 +82,7 @@ FREE = {
 ATTENTION = {
     "attention": ([16, 4, 64], [16, 4, 64]),
     "multihead": ([16, 4, 16], [16, 4, 4, 16]),
+    "multihead_unbiased": ([16, 2, 16], [16, 8, 8, 16]),
     "multihead_with_weights": ([16, 4, 16], [16, 4, 4, 16]),
     "cross_attention": ([16, 12, 4], [16, 12, 4, 4]),
     "encoder": ([16, 4, 24, 4, 24], [16, 4, 4, 24, 4, 4, 24]),
@@ -329,7 +331,8 @@ def test_the_predicted_cost_is_the_cost_of_the_cut_network(name: str) -> None:
     slim = cut(model, make_plan(graph, keep))
     predicted = graph.cost_of(keep)
     found = find_groups(slim, as_call(inputs)).cost
-    if name == "relative_bias":  # a bias that is looked up is an activation of no channels
+    # a bias that is looked up is an activation of no channels; nor are copies inside an operator counted alike
+    if name in ("relative_bias", "multihead_unbiased"):
         assert predicted.peak_activation_bytes >= found.peak_activation_bytes
         found = dataclasses.replace(found, peak_activation_bytes=predicted.peak_activation_bytes)
     assert predicted == found
