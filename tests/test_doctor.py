@@ -75,7 +75,7 @@ def test_fast_says_that_nothing_was_tried(command: Command, monkeypatch) -> None
     tracing = importlib.import_module("mint_deploy.trace")  # the package's name for it is the verb
     trace, probes = tracing.trace, []
     monkeypatch.setattr(
-        tracing, "trace", lambda *a, probe: probes.append(probe) or trace(*a, probe=probe)
+        tracing, "trace", lambda *a, probe, **k: probes.append(probe) or trace(*a, probe=probe, **k)
     )
     assert "--fast" in command(*MODEL, "--fast").out
     assert "--fast" not in command(*MODEL).out
