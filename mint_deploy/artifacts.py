@@ -41,6 +41,7 @@ __all__ = [
     "Measurement",
     "Member",
     "Moments",
+    "PooledRows",
     "PlanGroup",
     "PlanLayer",
     "Positions",
@@ -109,29 +110,55 @@ class ConsumerMoments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PooledRows:
+    """Paired samples of one consumer: spatial means, the same image in the same row.
+
+    ``inputs`` is ``[N, channels]``, what it reads (before its kernel); ``outputs`` ``[N, outputs]``, what it
+    computes (with its bias, before what follows), both float32.
+    """
+
+    inputs: npt.NDArray[np.float32]
+    outputs: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """What was seen of each consumer (key: its weight's name) on ``images`` samples."""
+    """What was seen of each consumer (key: its weight's name) on ``images`` samples.
+
+    ``pooled`` has paired rows of each consumer where an estimator asked for them; ``gradients`` the mean
+    gradient of the loss over the labelled images, for every parameter by name, where a criterion did.
+    """
 
     consumers: Mapping[str, ConsumerMoments]
     images: int
     seed: int
     dataset: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pooled: Mapping[str, PooledRows] = field(default_factory=dict)
+    gradients: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupImportance:
-    """``loss [units]``: what is lost at the moment a unit leaves; ``order [units]``: first out first."""
+    """``loss [units]``: what is lost at the moment a unit leaves; ``order [units]``: first out first.
+
+    ``spread [units]``: the standard error of ``loss`` that the sample leaves, where it is known.
+    ``least``: so many units stay whatever the budget (the last ones of ``order``).
+    """
 
     loss: Floats
     order: Ints
+    spread: Floats | None = None
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importance:
     """Group name -> its units' losses and elimination order, with the settings that made them.
 
-    ``comparable``: a loss in one group weighs as much as the same loss in another.
+    ``comparable``: a loss in one group weighs as much as the same loss in another. ``dependency``: for
+    each consumer (its weight's name) the matrix ``[G_out, G_in]`` of what its groups of outputs take from
+    its groups of inputs, where an estimator makes one.
     """
 
     groups: Mapping[str, GroupImportance]
@@ -140,6 +167,7 @@ class Importance:
     seed: int
     comparable: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    dependency: Mapping[str, Floats] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- the plan

@@ -21,10 +21,10 @@ from torch import nn
 
 from mint_deploy.artifacts import ConsumerMoments, Floats, Moments, PruningPlan
 from mint_deploy.batchnorm import recalibrate_batchnorm_
-from mint_deploy.criteria.mint import columns
+from mint_deploy.covariance import covariance
 from mint_deploy.data import as_part
 from mint_deploy.errors import PlanError
-from mint_deploy.estimators.gaussian import covariance
+from mint_deploy.readers import columns
 from mint_deploy.tracing.parameters import tensors_of
 
 __all__ = ["refit", "repair"]

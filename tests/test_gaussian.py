@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_deploy.artifacts import ConsumerMoments
+from mint_deploy.covariance import covariance, inverse
 from mint_deploy.errors import MintDeployError, UnknownName
-from mint_deploy.estimators.gaussian import Reader, covariance, eliminate, inverse
+from mint_deploy.estimators.gaussian import eliminate
+from mint_deploy.readers import Reader
 
 
 def reader(

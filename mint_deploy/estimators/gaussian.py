@@ -32,67 +32,54 @@ add. The conditional-information view is MINT's (Ganesh, Corso, Sekeh 2020).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from mint_deploy.artifacts import ConsumerMoments, Floats, Ints
+from mint_deploy.artifacts import Floats, GroupImportance, Importance, Ints, Moments
 from mint_deploy.errors import MintDeployError, UnknownName
+from mint_deploy.graph import Graph
+from mint_deploy.readers import Reader, forget, readers_of
 
-__all__ = ["Reader", "covariance", "eliminate", "inverse"]
+__all__ = ["NEEDS", "eliminate", "rank"]
+
+#: what :func:`mint_deploy.sample` has to gather
+NEEDS = ("moments", "sensitivity")
 
 FLOORS = ("output", "variance")
 #: the variance floor, as a share of each output's variance
 NOISE = 0.01
-#: ridge, as a share of the mean variance of the taps: keeps dead and constant channels finite
-RIDGE = 1e-6
-#: fewer rows than this per tap: the covariance is shrunk
-ENOUGH_ROWS = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
-    """One consumer as a group's units meet it.
-
-    ``precision`` is ``[U b, U b]`` (the inverse covariance of all its taps, restricted to the group's),
-    ``weight`` ``[outputs, U b]``, both ordered by unit, ``b`` taps each; ``variance`` and ``sensitivity``
-    are ``[outputs]``.
-    """
-
-    name: str
-    precision: Floats
-    weight: Floats
-    variance: Floats
-    sensitivity: Floats
-
-
-def covariance(moments: ConsumerMoments) -> Floats:
-    """Return the covariance ``[D, D]`` to work with: shrunk where rows are few, always with a ridge.
-
-    Shrinkage is the oracle-approximating one towards a scaled identity (Chen, Wiesel, Eldar, Hero 2010).
-    """
-    S = moments.covariance
-    p, n = len(S), moments.rows
-    scale = float(np.trace(S)) / p
-    if scale <= 0:
-        return np.eye(p) * RIDGE
-    if n < ENOUGH_ROWS * p and p > 1:
-        square = float((S * S).sum())
-        top = (1 - 2 / p) * square + (scale * p) ** 2
-        bottom = (n + 1 - 2 / p) * (square - (scale * p) ** 2 / p)
-        rho = min(1.0, top / bottom) if bottom > 0 else 1.0
-        S = (1 - rho) * S + rho * scale * np.eye(p)
-    return S + RIDGE * scale * np.eye(p)
-
-
-def inverse(S: Floats) -> Floats:
-    """Return the symmetric inverse of a positive definite ``[D, D]`` (Cholesky)."""
-    from scipy.linalg import cho_factor, cho_solve
-
-    factor = cho_factor(S, lower=True, check_finite=False)
-    K: Floats = cho_solve(factor, np.eye(len(S)), check_finite=False)
-    return (K + K.T) / 2
+def rank(
+    graph: Graph,
+    moments: Moments,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> Importance:
+    """Eliminate the units of every group that some sampled consumer reads."""
+    cache: dict[str, tuple[Floats, Floats]] = {}
+    groups = {}
+    for i, (name, group) in enumerate(graph.groups.items()):
+        readers = readers_of(group, moments, cache)
+        if readers:
+            loss, order = eliminate(readers, group.size, **settings)
+            groups[name] = GroupImportance(loss=loss, order=order)
+        forget(graph, cache, i)
+        if progress is not None:
+            progress(i + 1, len(graph.groups))
+    return Importance(
+        groups=groups,
+        criterion="mint",
+        estimator="gaussian",
+        seed=seed,
+        comparable=settings.get("floor", "output") == "output"
+        and any(c.sensitivity.any() for c in moments.consumers.values()),
+        settings=settings,
+    )
 
 
 def eliminate(
