@@ -91,8 +91,9 @@ class ConsumerMoments:
     ``mean`` is ``[D]``, ``covariance`` ``[D, D]`` (centred, divided by ``rows``), both float64.
     ``weight`` is the dense layer's ``[outputs, D / groups]``; ``bias`` is the name of its bias, if any;
     ``normalised``: BatchNorm follows and absorbs a shift of its mean. A transposed convolution reads
-    single positions (``taps = 1``) and its kernel positions count as outputs. ``sensitivity`` ``[outputs]``:
-    how much the network's output distribution moves (nats, twice) per unit of error variance at each output.
+    single positions (``taps = 1``) and its kernel positions count as outputs. ``sensitivity`` is the Fisher
+    information ``[outputs, outputs]``: an error of covariance ``E`` at every position moves the network's
+    output distribution by ``trace(sensitivity E) / 2`` nats.
     """
 
     name: str
@@ -127,6 +128,8 @@ class Moments:
 
     ``pooled`` has paired rows of each consumer where an estimator asked for them; ``gradients`` the mean
     gradient of the loss over the labelled images, for every parameter by name, where a criterion did.
+    ``halves`` are the moments of either half of the images: what the sample leaves open. Networks whose
+    covariances are large do not keep them.
     """
 
     consumers: Mapping[str, ConsumerMoments]
@@ -136,6 +139,7 @@ class Moments:
     settings: Mapping[str, Any] = field(default_factory=dict)
     pooled: Mapping[str, PooledRows] = field(default_factory=dict)
     gradients: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    halves: tuple[Moments, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mint_deploy.artifacts import ConsumerMoments, Floats
+from mint_deploy.errors import DataError
 
 __all__ = ["ENOUGH_ROWS", "RIDGE", "covariance", "inverse"]
 
@@ -34,9 +35,19 @@ def covariance(moments: ConsumerMoments) -> Floats:
 
 
 def inverse(S: Floats) -> Floats:
-    """Return the symmetric inverse of a positive definite ``[D, D]`` (Cholesky)."""
-    from scipy.linalg import cho_factor, cho_solve
+    """Return the symmetric inverse of a positive definite ``[D, D]`` (Cholesky).
 
-    factor = cho_factor(S, lower=True, check_finite=False)
-    K: Floats = cho_solve(factor, np.eye(len(S)), check_finite=False)
-    return (K + K.T) / 2
+    Raises:
+        DataError: the matrix is not positive definite.
+    """
+    from scipy.linalg.lapack import dpotrf, dpotri
+
+    factor, wrong = dpotrf(S, lower=True, clean=True)
+    if wrong:
+        raise DataError(
+            f"a covariance of {len(S)} taps is not positive definite (at {wrong}); look for NaN or "
+            "infinite values in the moments, or sample anew"
+        )
+    K: Floats = dpotri(factor, lower=True, overwrite_c=True)[0]
+    K += np.tril(K, -1).T
+    return np.ascontiguousarray(K)

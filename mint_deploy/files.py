@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -290,10 +289,9 @@ def write_arrays(
     text = json.dumps(encode({"schema": artifacts.SCHEMA, **header}), allow_nan=False)
     payload = {"__header__": np.frombuffer(text.encode(), dtype=np.uint8)}
     payload.update({name: np.ascontiguousarray(a) for name, a in arrays.items()})
-    with atomic(path) as part:
-        buffer = io.BytesIO()
-        np.savez(buffer, **typing.cast(Any, payload))
-        part.write_bytes(buffer.getvalue())
+    # not through memory: a large network's moments fill a gigabyte
+    with atomic(path) as part, part.open("wb") as stream:
+        np.savez(stream, **typing.cast(Any, payload))
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

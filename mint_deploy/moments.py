@@ -3,39 +3,48 @@
 A consumer (Conv, Linear) sees its input channels as *taps*: ``k x k`` neighbouring values around an output
 position. At random output positions of every image the taps are gathered and their first and second
 moments accumulated in float64. Scores, plan and repair all follow from these (``method.md`` in the design).
+The first images are also run backwards (:mod:`mint_deploy.sensitivity`), in the same pass.
+
+The images are taken in two halves, whose moments are kept apart until the end: what a plan made of one
+half would keep and the other would not is what the sample leaves open (:mod:`mint_deploy.agreement`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from mint_deploy.artifacts import ConsumerMoments, Moments
-from mint_deploy.data import as_part
+from mint_deploy.agreement import agreement
+from mint_deploy.artifacts import ConsumerMoments, Floats, Moments, PooledRows
 from mint_deploy.errors import DataError
-from mint_deploy.files import read_arrays, write_arrays
+from mint_deploy.feed import Feed, as_feed
 from mint_deploy.graph import Graph
 from mint_deploy.inference import evaluating
-from mint_deploy.sensitivity import sensitivities
+from mint_deploy.inputs import Call
+from mint_deploy.moments_file import read_moments, write_moments
+from mint_deploy.sensitivity import Backwards
+from mint_deploy.taps import Read, layer_call, reading
 
-__all__ = ["ROWS_PER_TAP", "read_moments", "sample", "write_moments"]
+__all__ = ["EVIDENCE", "ROWS_PER_TAP", "read_moments", "sample", "write_moments"]
 
+#: what can be gathered; the first two always serve plan and repair
+EVIDENCE = ("moments", "sensitivity", "pooled", "gradients")
 #: rows asked for, per dimension of the taps (below it, covariances are shrunk)
 ROWS_PER_TAP = 8
 LEAST_ROWS = 4096
-
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
-_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+#: numbers in a batch of samples that is run forwards, and of one that is also run backwards
+FORWARD, BACKWARD = 1 << 22, 1 << 20
+#: covariances up to so many bytes are kept for both halves too
+HALVES_BYTES = 1 << 28
 
 
 def sample(
@@ -44,7 +53,9 @@ def sample(
     data: Any,
     *,
     images: int = 1000,
+    evidence: Sequence[str] = ("moments", "sensitivity"),
     sensitivity_images: int = 256,
+    settle: float | None = None,
     seed: int = 0,
     batch: int = 100,
     device: str = "cpu",
@@ -55,112 +66,255 @@ def sample(
     Args:
         model: the dense model that was traced.
         graph: its graph.
-        data: anything :func:`mint_deploy.data.as_part` takes; class-balanced where it has labels.
-        images: how many samples to look at.
-        sensitivity_images: how many of them are also run backwards (see :mod:`.sensitivity`).
+        data: anything :func:`mint_deploy.data.as_part` takes, or what :mod:`mint_deploy.feed` lists for
+            networks of several inputs; class-balanced where it has labels.
+        images: how many samples to look at, at the most.
+        evidence: of :data:`EVIDENCE`; ``pooled`` adds paired spatial means, ``gradients`` the gradient of the
+            labelled loss. Moments are always gathered.
+        sensitivity_images: how many of them are also run backwards.
+        settle: stop before all images are seen once the halves agree so far on which units stay (0 to 1;
+            see :mod:`mint_deploy.agreement`), looked at after 500, 1,000, 2,000, ... images. None: never.
         seed: of the choice of images and positions.
-        batch: images per forward pass.
+        batch: images per forward pass, at the most (fewer where they are large).
         device: where to run.
         progress: called with ``(images done, images)``.
 
-    A network that autograd cannot run backwards is sampled without sensitivities, and the settings say why.
+    ``settings`` of the result say how far the halves agree and why sampling stopped. A network that autograd
+    cannot run backwards is sampled without sensitivities, and the settings say why.
 
     Raises:
-        DataError: no images, or activations that are not numbers (the layer is named).
+        DataError: no images, no labels for gradients, or activations that are not numbers (the layer is named).
     """
-    part = as_part(data)
-    chosen = part.balanced(min(images, len(part)), seed)
-    readers = {c for g in graph.groups.values() for c in g.consumers}
-    collector = _Collector(model, graph, readers, total=len(chosen), seed=seed)
-    done = 0
-    with evaluating(model, device) as place, torch.no_grad():
-        for x, _ in chosen.batches(batch):
-            with collector:
-                model(x.to(place))
-            done += len(x)
-            if progress is not None:
-                progress(done, len(chosen))
-    if not done:
-        raise DataError("no images to sample; give at least a few dozen")
-    found = {name: taken.finish() for name, taken in collector.found.items()}
-    backwards = "run"
-    try:
-        felt = sensitivities(
-            model,
-            {id(p): n for n, p in graph.tensors.items() if n in found},
-            chosen.subset(np.arange(min(sensitivity_images, len(chosen)))),
-            seed=seed,
-            device=device,
+    unknown = sorted(set(evidence) - set(EVIDENCE))
+    if unknown:
+        raise DataError(
+            f"evidence '{unknown[0]}' is not known; expected some of {', '.join(EVIDENCE)}"
         )
+    feed = as_feed(data)
+    if not len(feed):
+        raise DataError("no images to sample; give at least a few dozen")
+    if "gradients" in evidence and feed.labels is None:
+        raise DataError(
+            f"gradients of the loss need labels, and '{feed.name}' has none; give (x, y), or choose a "
+            "criterion that works without (mint, magnitude, thinet)"
+        )
+    chosen = feed.balanced(min(images, len(feed)), seed)
+    backwards = 0
+    if "sensitivity" in evidence:
+        backwards = min(sensitivity_images, len(chosen))
+    if "gradients" in evidence:
+        backwards = len(chosen)
+    pass_ = _Pass(model, graph, chosen, seed, batch, device, progress, "pooled" in evidence)
+    why = "run" if backwards else "not asked for"
+    try:
+        return pass_.run(backwards, "gradients" in evidence, settle, why)
     except RuntimeError as error:  # autograd refuses it, or its memory does not suffice
-        felt, backwards = {}, f"not run: {str(error).splitlines()[0]}"
-    return Moments(
-        consumers={name: _with_sensitivity(c, felt.get(name)) for name, c in found.items()},
-        images=done,
-        seed=seed,
-        dataset=part.name,
-        settings={"batch": batch, "rows_per_tap": ROWS_PER_TAP, "backwards": backwards},
-    )
-
-
-def _with_sensitivity(c: ConsumerMoments, felt: Tensor | None) -> ConsumerMoments:
-    """Attach what was felt at each output; a transposed kernel shares it among its positions."""
-    if felt is None:
-        return c
-    values = felt.numpy().repeat(len(c.weight) // len(felt)) * len(felt) / len(c.weight)
-    return dataclasses.replace(c, sensitivity=values)
+        if not backwards or "gradients" in evidence:
+            raise
+        why = f"not run: {str(error).splitlines()[0]}"
+    pass_ = _Pass(model, graph, chosen, seed, batch, device, progress, "pooled" in evidence)
+    return pass_.run(0, False, settle, why)
 
 
 @dataclass
-class _Accumulator:
-    """Streaming sums of one consumer; shifted by the first batch's mean, so that little cancels."""
+class _Pass:
+    """One pass over the chosen images."""
 
-    name: str
+    model: nn.Module
+    graph: Graph
+    chosen: Feed
+    seed: int
+    batch: int
+    device: str
+    progress: Callable[[int, int], None] | None
+    pooled: bool
+
+    def run(self, backwards: int, gradients: bool, settle: float | None, why: str) -> Moments:
+        """See the images, the first ``backwards`` of them in both directions."""
+        chosen, graph = self.chosen, self.graph
+        readers = {c for g in graph.groups.values() for c in g.consumers}
+        collector = _Collector(
+            self.model, graph, readers, total=len(chosen), seed=self.seed, pooled=self.pooled
+        )
+        names = {i: n for i, n in collector.names.items() if n in readers}
+        watch = Backwards(self.model, names, seed=self.seed, gradients=gradients)
+        done, stopped, agreed = 0, "all images seen", None
+        check = 500
+        with evaluating(self.model, self.device) as place:
+            for (args, kwargs), y in self._batches(backwards):
+                call: Call = tree_map_only(Tensor, lambda x: x.to(place), (args, kwargs))
+                if done < backwards:
+                    with collector:
+                        watch.step(call, None if y is None else y.to(place))
+                else:
+                    with collector, torch.no_grad():
+                        self.model(*call[0], **call[1])
+                done += _count(call)
+                collector.turn(_count(call))
+                if self.progress is not None:
+                    self.progress(done, len(chosen))
+                if settle is not None and check <= done < len(chosen) and done >= backwards:
+                    check = 2 * done
+                    agreed = agreement(graph, *self._halves(collector, watch))
+                    if agreed >= settle:
+                        stopped = f"the halves agree on {agreed:.0%} of the units"
+                        break
+        settings = {
+            "batch": self.batch,
+            "rows_per_tap": ROWS_PER_TAP,
+            "backwards": why,
+            "stopped": stopped,
+            **({} if agreed is None else {"agreement": agreed, "agreement_images": done}),
+        }
+        return self._finish(collector, watch, done, settings)
+
+    def _batches(self, backwards: int) -> Iterator[tuple[Call, Tensor | None]]:
+        size = max(1, self.chosen.elements)
+        small = max(1, min(32, BACKWARD // size))
+        large = max(1, min(self.batch, FORWARD // size))
+        yield from self.chosen.subset(np.arange(backwards)).batches(small)
+        yield from self.chosen.subset(np.arange(backwards, len(self.chosen))).batches(large)
+
+    def _halves(self, collector: _Collector, watch: Backwards) -> list[Moments]:
+        felt = watch.felt()
+        return [
+            Moments(
+                consumers={
+                    name: _with_sensitivity(sums.finish(name), felt.get(name))
+                    for name, both in collector.found.items()
+                    if (sums := both.halves[half]).rows
+                },
+                images=collector.images[half],
+                seed=self.seed,
+                dataset=self.chosen.name,
+            )
+            for half in (0, 1)
+        ]
+
+    def _finish(
+        self, collector: _Collector, watch: Backwards, done: int, settings: dict[str, Any]
+    ) -> Moments:
+        felt = watch.felt()
+        size = sum(8 * len(s.halves[0].shift) ** 2 for s in collector.found.values())
+        keep = size <= HALVES_BYTES and all(collector.images)
+        halves = tuple(self._halves(collector, watch)) if keep else ()
+        pooled = {n: s.pooled() for n, s in collector.found.items()} if self.pooled else {}
+        whole = {}
+        for name in list(
+            collector.found
+        ):  # one by one, so that sums and moments never lie side by side
+            sums = collector.found.pop(name)
+            whole[name] = _with_sensitivity(sums.whole().finish(name), felt.get(name))
+        return Moments(
+            consumers=whole,
+            images=done,
+            seed=self.seed,
+            dataset=self.chosen.name,
+            settings=settings,
+            pooled=pooled,
+            gradients=watch.gradients(done),
+            halves=halves,
+        )
+
+
+def _count(call: Call) -> int:
+    return len(next(x for x in (*call[0], *call[1].values()) if isinstance(x, Tensor)))
+
+
+def _with_sensitivity(c: ConsumerMoments, felt: Floats | None) -> ConsumerMoments:
+    """Attach what is felt at the outputs; a transposed kernel shares it among its positions."""
+    if felt is None:
+        return c
+    positions = len(c.weight) // len(felt)
+    if positions > 1:
+        felt = np.kron(felt, np.eye(positions)) / positions
+    return dataclasses.replace(c, sensitivity=felt)
+
+
+@dataclass
+class _Sums:
+    """Streaming sums; shifted by the first batch's mean, so that little cancels."""
+
+    of: _Consumer
+    shift: Tensor
+    first: Tensor
+    second: Tensor
+    rows: int = 0
+
+    def add(self, taps: Tensor) -> None:
+        """Add rows ``[R, D]`` in double precision, shifted."""
+        self.first += taps.sum(0)
+        if taps.device.type == "cpu":  # numpy sees that the product is symmetric, and halves the work
+            self.second += torch.from_numpy(taps.numpy().T @ taps.numpy())
+        else:
+            self.second.addmm_(taps.t(), taps)
+        self.rows += len(taps)
+
+    def finish(self, name: str) -> ConsumerMoments:
+        """Return mean and covariance.
+
+        Raises:
+            DataError: they are not numbers.
+        """
+        mean = self.first / self.rows
+        covariance = torch.addr(self.second / self.rows, mean, mean, alpha=-1)
+        if not bool(torch.isfinite(covariance).all()):
+            raise DataError(
+                f"the input of '{name}' holds NaN or infinite values on the sample; check the "
+                "images and the weights before it"
+            )
+        of = self.of
+        return ConsumerMoments(
+            name=name,
+            kind=of.kind,
+            channels=of.channels,
+            taps=of.taps,
+            groups=of.groups,
+            bias=of.bias,
+            normalised=of.normalised,
+            rows=self.rows,
+            mean=(mean + self.shift).cpu().numpy(),
+            covariance=((covariance + covariance.t()) / 2).cpu().numpy(),
+            weight=of.weight,
+            sensitivity=np.zeros((len(of.weight),) * 2),
+        )
+
+
+@dataclass(frozen=True)
+class _Consumer:
+    """What is known of a layer before any row is seen."""
+
     kind: str
     channels: int
     taps: int
     groups: int
     bias: str | None
     normalised: bool
-    weight: Tensor
-    rows: int = 0
-    shift: Tensor = field(default_factory=lambda: torch.empty(0))
-    first: Tensor = field(default_factory=lambda: torch.empty(0))
-    second: Tensor = field(default_factory=lambda: torch.empty(0))
+    weight: Any
 
-    def add(self, taps: Tensor) -> None:
-        """Add rows ``[R, D]``."""
-        taps = taps.double()
-        if not self.rows:
-            self.shift = taps.mean(0)
-            self.first = torch.zeros_like(self.shift)
-            self.second = taps.new_zeros(taps.shape[1], taps.shape[1])
-        taps = taps - self.shift
-        self.first += taps.sum(0)
-        self.second.addmm_(taps.t(), taps)
-        self.rows += len(taps)
 
-    def finish(self) -> ConsumerMoments:
-        mean = self.first / self.rows
-        covariance = self.second / self.rows - torch.outer(mean, mean)
-        if not bool(torch.isfinite(covariance).all()):
-            raise DataError(
-                f"the input of '{self.name}' holds NaN or infinite values on the sample; check the "
-                "images and the weights before it"
-            )
-        return ConsumerMoments(
-            name=self.name,
-            kind=self.kind,
-            channels=self.channels,
-            taps=self.taps,
-            groups=self.groups,
-            bias=self.bias,
-            normalised=self.normalised,
-            rows=self.rows,
-            mean=(mean + self.shift).cpu().numpy(),
-            covariance=((covariance + covariance.t()) / 2).cpu().numpy(),
-            weight=self.weight.detach().float().cpu().numpy(),
-            sensitivity=np.zeros(len(self.weight)),
+@dataclass
+class _Both:
+    """The two halves of one consumer's sums, and its pooled rows."""
+
+    halves: tuple[_Sums, _Sums]
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+    def whole(self) -> _Sums:
+        """Join the halves, into the first."""
+        one, two = self.halves
+        if two.rows:
+            one.first += two.first
+            one.second += two.second
+            one.rows += two.rows
+        return one
+
+    def pooled(self) -> PooledRows:
+        """Return the paired rows."""
+        return PooledRows(
+            inputs=torch.cat(self.inputs).float().cpu().numpy(),
+            outputs=torch.cat(self.outputs).float().cpu().numpy(),
         )
 
 
@@ -168,181 +322,71 @@ class _Collector(TorchFunctionMode):
     """Watches calls of convolution and linear, whichever module or function makes them."""
 
     def __init__(
-        self, model: nn.Module, graph: Graph, readers: Iterable[str], *, total: int, seed: int
+        self,
+        model: nn.Module,
+        graph: Graph,
+        readers: Iterable[str],
+        *,
+        total: int,
+        seed: int,
+        pooled: bool,
     ) -> None:
         super().__init__()
-        names = {id(p): n for n, p in graph.tensors.items()}
-        own = dict(model.named_parameters())
+        own: Mapping[str, nn.Parameter] = dict(model.named_parameters())
         wanted = set(readers)
-        self.names = {id(own[n]): n for n in names.values() if n in wanted and n in own}
+        self.names = {id(own[n]): n for n in graph.tensors if n in wanted and n in own}
         self.layers = graph.layers
         self.total = max(1, total)
         self.random = torch.Generator().manual_seed(seed)
-        self.found: dict[str, _Accumulator] = {}
+        self.found: dict[str, _Both] = {}
+        self.half, self.images = 0, [0, 0]
+        self.with_means = pooled
+
+    def turn(self, images: int) -> None:
+        """Count a batch; the next one belongs to the other half."""
+        self.images[self.half] += images
+        self.half = 1 - self.half
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "linear" or name in _CONVOLUTIONS or name in _TRANSPOSED:
-            weight = args[1] if len(args) > 1 else kwargs.get("weight")
-            known = self.names.get(id(weight))
-            if known is not None:
-                self._see(name, known, weight, args, kwargs)
-        return func(*args, **kwargs)
+        weight = layer_call(func, args, kwargs)
+        name = None if weight is None else self.names.get(id(weight))
+        if weight is None or name is None:
+            return func(*args, **kwargs)
+        with torch.no_grad():
+            read = reading(func, weight, args, kwargs, self.layers[name].groups)
+            means = read.inputs() if read is not None and self.with_means else None
+            if read is not None:
+                self._see(name, read)
+        result = func(*args, **kwargs)
+        if read is not None and means is not None:
+            self.found[name].inputs.append(means)
+            self.found[name].outputs.append(read.outputs(result.detach()))
+        return result
 
-    def _see(
-        self, function: str, name: str, weight: Tensor, args: tuple[Any, ...], kwargs: Any
-    ) -> None:
-        x = args[0] if args else kwargs["input"]
+    def _see(self, name: str, read: Read) -> None:
         layer = self.layers[name]
-        if function in _TRANSPOSED and layer.groups > 1:
-            return  # its groups share outputs otherwise than the taps of a convolution do
-
-        def arg(index: int, key: str, default: Any) -> Any:
-            return args[index] if len(args) > index else kwargs.get(key, default)
-
-        space = _CONVOLUTIONS.get(function, 0)
-        if space:
-            stride, padding, dilation = (
-                arg(3, "stride", 1),
-                arg(4, "padding", 0),
-                arg(5, "dilation", 1),
-            )
-            taps_of = _Patches(weight.shape[2:], stride, padding, dilation)
-            channels, taps, flat = x.shape[-space - 1], weight.shape[2:].numel(), weight.flatten(1)
-        elif function == "linear":
-            taps_of, channels, taps, flat = None, x.shape[-1], 1, weight
-            x = x.reshape(len(x), -1, channels) if x.dim() > 1 else x.view(1, 1, -1)
-        else:
-            space = _TRANSPOSED[function]
-            taps_of, channels, taps = None, x.shape[-space - 1], 1
-            flat = weight.flatten(1).t()
-            x = x.flatten(2).transpose(1, 2)
-        if name not in self.found:
-            self.found[name] = _Accumulator(
-                name=name,
-                kind=layer.kind,
-                channels=channels,
-                taps=taps,
-                groups=layer.groups,
-                bias=layer.bias,
-                normalised=layer.normalised,
-                weight=flat,
-            )
-        dimension = channels * taps
+        dimension = read.channels * read.taps
         wanted = max(ROWS_PER_TAP * dimension, LEAST_ROWS)
         per_image = math.ceil(wanted / self.total / max(1, layer.calls))
-        if taps_of is not None:
-            self.found[name].add(taps_of.gather(x, per_image, self.random))
-            return
-        count = min(per_image, x.shape[1])
-        if count < x.shape[1]:
-            at = torch.rand(x.shape[:2], generator=self.random).topk(count, dim=1).indices
-            x = x.gather(1, at.to(x.device)[:, :, None].expand(-1, -1, x.shape[2]))
-        self.found[name].add(x.reshape(-1, channels))
-
-
-class _Patches:
-    """Gathers the taps of random output positions of a convolution."""
-
-    def __init__(self, kernel: torch.Size, stride: Any, padding: Any, dilation: Any) -> None:
-        space = len(kernel)
-        self.kernel = list(kernel)
-        self.stride, self.dilation = _spread(stride, space), _spread(dilation, space)
-        if padding == "same":
-            total = [d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True)]
-            self.pads = [(t // 2, t - t // 2) for t in total]
-        else:
-            amounts = _spread(0 if padding == "valid" else padding, space)
-            self.pads = [(p, p) for p in amounts]
-
-    def gather(self, x: Tensor, per_image: int, random: torch.Generator) -> Tensor:
-        """Return ``[images * positions, channels * taps]``."""
-        if x.dim() == len(self.kernel) + 1:
-            x = x[None]
-        x = F.pad(x, [p for before_after in reversed(self.pads) for p in before_after])
-        extent = [
-            (n - d * (k - 1) - 1) // s + 1
-            for n, k, s, d in zip(x.shape[2:], self.kernel, self.stride, self.dilation, strict=True)
-        ]
-        positions = math.prod(extent)
-        count = min(per_image, positions)
-        at = torch.rand((len(x), positions), generator=random).topk(count, dim=1).indices
-        place = torch.unravel_index(at.reshape(-1), extent)
-        # flat index of every tap of every chosen position, over the padded space: [N positions, taps]
-        offsets = torch.zeros(at.numel(), 1, dtype=torch.int64)
-        size = 1
-        for axis in reversed(range(len(extent))):
-            reach = torch.arange(self.kernel[axis]) * self.dilation[axis]
-            along = place[axis][:, None] * self.stride[axis] + reach
-            offsets = (along[:, :, None] * size + offsets[:, None, :]).flatten(1)
-            size *= x.shape[2 + axis]
-        taps = offsets.shape[1]
-        index = offsets.view(len(x), 1, count * taps).to(x.device).expand(-1, x.shape[1], -1)
-        found = x.flatten(2).gather(2, index).view(len(x), x.shape[1], count, taps)
-        return found.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _spread(value: Any, space: int) -> list[int]:
-    return [int(value)] * space if isinstance(value, int) else [int(v) for v in value]
-
-
-# ---------------------------------------------------------------- files
-
-
-def write_moments(path: str | os.PathLike[str], moments: Moments) -> None:
-    """Write moments as npz (no pickle)."""
-    arrays: dict[str, np.ndarray] = {}
-    heads: dict[str, Mapping[str, Any]] = {}
-    for i, (name, c) in enumerate(moments.consumers.items()):
-        arrays[f"{i}.mean"], arrays[f"{i}.covariance"] = c.mean, c.covariance
-        arrays[f"{i}.weight"] = np.asarray(c.weight)
-        arrays[f"{i}.sensitivity"] = c.sensitivity
-        heads[name] = {
-            "kind": c.kind,
-            "channels": c.channels,
-            "taps": c.taps,
-            "groups": c.groups,
-            "bias": c.bias,
-            "normalised": c.normalised,
-            "rows": c.rows,
-        }
-    header = {
-        "kind": "Moments",
-        "consumers": heads,
-        "images": moments.images,
-        "seed": moments.seed,
-        "dataset": moments.dataset,
-        "settings": moments.settings,
-    }
-    write_arrays(path, header, arrays)
-
-
-def read_moments(path: str | os.PathLike[str]) -> Moments:
-    """Read moments back.
-
-    Raises:
-        DataError: missing, damaged, or another kind of file.
-    """
-    header, arrays = read_arrays(path)
-    if header.get("kind") != "Moments":
-        raise DataError(f"{path} is a {header.get('kind')!r}, expected 'Moments'")
-    return Moments(
-        consumers={
-            name: ConsumerMoments(
-                name=name,
-                mean=arrays[f"{i}.mean"],
-                covariance=arrays[f"{i}.covariance"],
-                weight=arrays[f"{i}.weight"],
-                sensitivity=arrays[f"{i}.sensitivity"],
-                **head,
+        rows = read.rows(per_image, self.random).detach().double()
+        if name not in self.found:
+            of = _Consumer(
+                layer.kind,
+                read.channels,
+                read.taps,
+                layer.groups,
+                layer.bias,
+                layer.normalised,
+                read.weight.detach().float().cpu().numpy(),
             )
-            for i, (name, head) in enumerate(header["consumers"].items())
-        },
-        images=header["images"],
-        seed=header["seed"],
-        dataset=header["dataset"],
-        settings=header["settings"],
-    )
+            shift = rows.mean(0)
+            one, two = (
+                _Sums(of, shift, torch.zeros_like(shift), rows.new_zeros((len(shift),) * 2))
+                for _ in range(2)
+            )
+            self.found[name] = _Both((one, two))
+        sums = self.found[name].halves[self.half]
+        sums.add(rows - sums.shift)

@@ -19,8 +19,8 @@ class Reader:
     """One consumer as a group's units meet it.
 
     ``precision`` is ``[U b, U b]`` (the inverse covariance of all its taps, restricted to the group's),
-    ``weight`` ``[outputs, U b]``, both ordered by unit, ``b`` taps each; ``variance`` and ``sensitivity``
-    are ``[outputs]``.
+    ``weight`` ``[outputs, U b]``, both ordered by unit, ``b`` taps each; ``variance`` is ``[outputs]``,
+    ``sensitivity`` ``[outputs, outputs]`` (see :class:`~mint_deploy.artifacts.ConsumerMoments`).
     """
 
     name: str
@@ -59,22 +59,25 @@ def readers_of(
             )
         width = known.channels // known.groups
         rows = len(known.weight) // known.groups
+        S: Floats | None = None
         for g in range(known.groups):
             key = f"{member.tensor}/{g}"
+            mine = slice(g * rows, (g + 1) * rows)
+            W = np.asarray(known.weight[mine], dtype=np.float64)
             if key not in cache:
+                S = covariance(known) if S is None else S
                 block = columns(known, np.arange(g * width, (g + 1) * width))
-                S = covariance(known)[np.ix_(block, block)]
-                cache[key] = (S, inverse(S))
-            S, K = cache[key]
-            W = np.asarray(known.weight[g * rows : (g + 1) * rows], dtype=np.float64)
+                own = S if known.groups == 1 else S[np.ix_(block, block)]
+                cache[key] = (np.einsum("oi,oi->o", W @ own, W), inverse(own))
+            variance, K = cache[key]
             at = columns(known, member.index).reshape(-1)
             out.append(
                 Reader(
                     name=key,
                     precision=K[np.ix_(at, at)],
                     weight=W[:, at],
-                    variance=np.einsum("oi,ij,oj->o", W, S, W, optimize=True),
-                    sensitivity=known.sensitivity[g * rows : (g + 1) * rows],
+                    variance=variance,
+                    sensitivity=known.sensitivity[mine, mine],
                 )
             )
     return out

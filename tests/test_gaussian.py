@@ -25,7 +25,7 @@ def reader(
         precision=inverse(S),
         weight=W,
         variance=np.einsum("oi,ij,oj->o", W, S, W),
-        sensitivity=np.ones(len(W)) if felt is None else felt,
+        sensitivity=np.eye(len(W)) if felt is None else np.diag(felt),
     )
 
 
@@ -78,6 +78,31 @@ def test_equals_brute_force_conditional_information(seed: int, taps: int) -> Non
     expected, expected_order = brute_force([(S, W, felt)], 6, taps)
     assert order.tolist() == expected_order
     np.testing.assert_allclose(loss, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_errors_of_the_outputs_count_together() -> None:
+    """With a full Fisher information the loss is that of its eigenvectors' outputs."""
+    S, W = random_problem(11, 6, 2, 4)
+    A = np.random.default_rng(0).normal(size=(4, 4))
+    F = A @ A.T + 0.1 * np.eye(4)
+    whole = Reader(
+        name="consumer", precision=inverse(S), weight=W, variance=np.ones(4), sensitivity=F
+    )
+    loss, order = eliminate([whole], 6)
+    felt, basis = np.linalg.eigh(F)
+    expected, expected_order = brute_force([(S, basis.T @ W, felt)], 6, 2)
+    assert order.tolist() == expected_order
+    np.testing.assert_allclose(loss, expected, rtol=1e-8)
+    # to first order: half the trace of F times the covariance of the error
+    E = np.zeros((4, 4))
+    rest = [c for c in range(12) if c // 2 != order[0]]
+    lost = W - W @ S[:, rest] @ np.linalg.solve(S[np.ix_(rest, rest)], np.eye(12)[rest])
+    E = lost @ S @ lost.T
+    small = Reader(
+        name="consumer", precision=inverse(S), weight=W, variance=np.ones(4), sensitivity=1e-9 * F
+    )
+    faint, _ = eliminate([small], 6)
+    assert faint[order[0]] == pytest.approx(0.5e-9 * np.trace(F @ E), rel=1e-6)
 
 
 def test_losses_of_several_consumers_add() -> None:
@@ -217,7 +242,7 @@ def moments_of(S: np.ndarray, rows: int) -> ConsumerMoments:
         mean=np.zeros(len(S)),
         covariance=S,
         weight=np.ones((1, len(S))),
-        sensitivity=np.ones(1),
+        sensitivity=np.ones((1, 1)),
     )
 
 

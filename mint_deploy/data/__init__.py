@@ -21,10 +21,10 @@ from mint_deploy import user_code
 from mint_deploy.data import _factory
 from mint_deploy.data._build import Wanted
 from mint_deploy.data._factory import as_part, as_splits
-from mint_deploy.data._part import Part, Splits
+from mint_deploy.data._part import Part, Splits, balanced_rows
 from mint_deploy.errors import DataError, UnknownName
 
-__all__ = ["Part", "Splits", "as_part", "as_splits", "data_names", "load_data"]
+__all__ = ["Part", "Splits", "as_part", "as_splits", "balanced_rows", "data_names", "load_data"]
 
 
 def load_data(

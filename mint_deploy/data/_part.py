@@ -15,7 +15,7 @@ from torch import Tensor
 from mint_deploy.data._stores import Ints, Store
 from mint_deploy.errors import DataError
 
-__all__ = ["Part", "Piece", "Splits"]
+__all__ = ["Part", "Piece", "Splits", "balanced_rows"]
 
 #: images narrower than this are not mirrored: digits and letters, not photographs
 MIRRORED_SIDE = 16
@@ -141,28 +141,7 @@ class Part:
 
         Without labels they are drawn at random.
         """
-        if images < 1:
-            raise DataError(f"{images} images were asked for; expected at least 1")
-        rng = np.random.default_rng(seed)
-        images = min(images, len(self))
-        if self._labels is None:
-            return self.subset(rng.permutation(len(self))[:images])
-        waiting = [rng.permutation(np.flatnonzero(self._labels == c)) for c in self._classes()]
-        chosen: list[Ints] = []
-        while images:
-            waiting = [rows for rows in waiting if len(rows)]
-            share = images // len(waiting)
-            if not share:  # fewer than one each: some classes, at random
-                picked = rng.permutation(len(waiting))[:images]
-                waiting, share = [waiting[i] for i in picked], 1
-            taken = [rows[:share] for rows in waiting]
-            waiting = [rows[share:] for rows in waiting]
-            chosen += taken
-            images -= sum(len(rows) for rows in taken)
-        return self.subset(rng.permutation(np.concatenate(chosen)))
-
-    def _classes(self) -> Ints:
-        return np.unique(np.asarray(self._labels))
+        return self.subset(balanced_rows(self._labels, len(self), images, seed))
 
     def _with(self, name: str, rows: Ints, labels: Ints | None) -> Part:
         return Part(name, self._store, rows=rows, labels=labels, mean=self._mean, std=self._std)
@@ -189,6 +168,35 @@ class Part:
             digest.update(self._labels.astype("<i8").tobytes())
         for i in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(np.int64)):
             digest.update(self._store.fingerprint(int(self._rows[i])))
+
+
+def balanced_rows(labels: Ints | None, count: int, images: int, seed: int) -> Ints:
+    """Return ``images`` of ``count`` rows (or all, if fewer), mixed, of each class as many as there are.
+
+    Without labels they are drawn at random.
+
+    Raises:
+        DataError: less than one image was asked for.
+    """
+    if images < 1:
+        raise DataError(f"{images} images were asked for; expected at least 1")
+    rng = np.random.default_rng(seed)
+    images = min(images, count)
+    if labels is None:
+        return rng.permutation(count)[:images]
+    waiting = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    chosen: list[Ints] = []
+    while images:
+        waiting = [rows for rows in waiting if len(rows)]
+        share = images // len(waiting)
+        if not share:  # fewer than one each: some classes, at random
+            picked = rng.permutation(len(waiting))[:images]
+            waiting, share = [waiting[i] for i in picked], 1
+        taken = [rows[:share] for rows in waiting]
+        waiting = [rows[share:] for rows in waiting]
+        chosen += taken
+        images -= sum(len(rows) for rows in taken)
+    return rng.permutation(np.concatenate(chosen))
 
 
 def _augmented(raw: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:

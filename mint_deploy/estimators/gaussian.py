@@ -50,6 +50,8 @@ NEEDS = ("moments", "sensitivity")
 FLOORS = ("output", "variance")
 #: the variance floor, as a share of each output's variance
 NOISE = 0.01
+#: columns of the precision whose downdates wait for each other
+DELAY = 96
 
 
 def rank(
@@ -108,63 +110,95 @@ def eliminate(
         floor = "variance"
     loss = np.zeros(units)
     order = np.empty(units, dtype=np.int64)
-    alive = np.arange(units)
     states = [_State(r, units, floor, noise) for r in readers]
     for step in range(units):
-        total = np.zeros(len(alive))
+        total = np.zeros(units)
         for state in states:
-            total += state.losses()
+            total += state.losses(units)
         out = int(np.argmin(total))
-        loss[alive[out]], order[step] = total[out], alive[out]
+        loss[out], order[step] = total[out], out
         for state in states:
             state.drop(out)
-        alive = np.delete(alive, out)
     return loss, order
 
 
 class _State:
-    """What is left of one reader: precision and weights of the survivors, residual so far."""
+    """What is left of one reader: precision and weights of the survivors, residual so far.
+
+    The precision is downdated lazily: ``K`` is as it was at the last flush, and what left since is kept as
+    factors ``V``, so that now it is ``K - V V^T``. A step needs one block column of it and its diagonal
+    blocks; every :data:`DELAY` columns one matrix product brings all of it up to date. Equal to downdating at
+    once (the tests recompute), and limited by arithmetic where that is limited by memory.
+    """
 
     def __init__(self, reader: Reader, units: int, floor: str, noise: float) -> None:
         self.b = reader.weight.shape[1] // units
-        self.K = reader.precision.copy()
-        self.W = reader.weight.astype(np.float64)
-        self.residual = np.zeros(len(self.W))
+        self.at = np.arange(units)  # which unit each block of K is
+        self.alive = np.ones(units, dtype=bool)  # by block
+        self.K = reader.precision
+        self.blocks = _diagonal(self.K, self.b)
+        self.V = np.empty((len(self.K), DELAY + self.b))
+        self.pending = 0
+        self.residual = np.zeros(reader.weight.shape[0])
         # "felt": how much one unit of variance counts, the inverse of the noise floor
+        W = reader.weight.astype(np.float64)
         if floor == "output":
-            self.felt = reader.sensitivity.astype(np.float64)
+            felt, basis = np.linalg.eigh(reader.sensitivity)
+            self.felt, W = np.maximum(felt, 0.0), basis.T @ W
         else:
             highest = float(reader.variance.max(initial=0.0))
             alive = reader.variance > 1e-24 * highest
             safe = np.where(alive, reader.variance, 1.0)
             share = 1.0 if np.isinf(noise) else noise
             self.felt = np.where(alive, 1.0 / (share * safe), 0.0)
+        self.W = np.ascontiguousarray(W.T)  # [U b, O]
         self.linear = floor == "variance" and bool(np.isinf(noise))
 
-    def losses(self) -> Floats:
-        """Return the loss of every survivor, were it the next to leave."""
-        n, b = self.K.shape[0] // self.b, self.b
-        if b == 1:
-            growth = self.W**2 / np.maximum(np.diag(self.K), 1e-300)
-        else:
-            blocks = self.K.reshape(n, b, n, b)[np.arange(n), :, np.arange(n), :]
-            W = self.W.reshape(-1, n, b).transpose(1, 2, 0)
-            growth = np.einsum("nbo,nbo->on", W, np.linalg.solve(blocks, W))
-        growth = np.maximum(growth, 0.0)
+    def losses(self, units: int) -> Floats:
+        """Return the loss of every survivor, were it the next to leave; infinite for those that left."""
+        W = self.W.reshape(len(self.at), self.b, -1)
+        growth = np.maximum((np.linalg.inv(self.blocks) @ W * W).sum(1), 0.0)
         if self.linear:
-            return np.asarray(self.felt @ growth)
-        counted = self.felt / (1.0 + self.felt * self.residual)
-        return np.asarray(0.5 * np.log1p(counted[:, None] * growth).sum(0))
+            found = growth @ self.felt
+        else:
+            found = 0.5 * np.log1p(growth * (self.felt / (1.0 + self.felt * self.residual))).sum(1)
+        out = np.full(units, np.inf)
+        out[self.at[self.alive]] = found[self.alive]
+        return out
 
     def drop(self, unit: int) -> None:
-        """Let one survivor (by its present position) leave and refit the others."""
-        b = self.b
-        gone = slice(unit * b, (unit + 1) * b)
-        stay = np.ones(len(self.K), dtype=bool)
-        stay[gone] = False
-        solved = np.linalg.solve(self.K[gone, gone], self.K[gone][:, stay])
-        W_u = self.W[:, gone]
-        growth = np.einsum("ob,bo->o", W_u, np.linalg.solve(self.K[gone, gone], W_u.T))
-        self.residual += np.maximum(growth, 0.0)
-        self.W = self.W[:, stay] - W_u @ solved
-        self.K = self.K[np.ix_(stay, stay)] - self.K[stay][:, gone] @ solved
+        """Let one survivor leave and refit the others."""
+        block = int(np.searchsorted(self.at, unit))
+        mine = slice(block * self.b, (block + 1) * self.b)
+        V = self.V[:, : self.pending]
+        column = self.K[:, mine] - V @ V[mine].T
+        root = np.linalg.inv(np.linalg.cholesky(self.blocks[block])).T
+        v, w = column @ root, root.T @ self.W[mine]
+        self.residual += (w * w).sum(0)
+        self.W -= v @ w
+        self.alive[block] = False
+        wide = v.reshape(len(self.at), self.b, self.b)
+        self.blocks -= wide @ wide.transpose(0, 2, 1)
+        self.blocks[~self.alive] = np.eye(self.b)
+        self.V[:, self.pending : self.pending + self.b] = v
+        self.pending += self.b
+        if self.pending >= DELAY:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Bring the precision up to date, and forget the blocks that left."""
+        stay = np.repeat(self.alive, self.b)
+        V = self.V[stay, : self.pending]
+        self.K = self.K[np.ix_(stay, stay)]
+        self.K -= V @ V.T
+        self.W, self.blocks = self.W[stay], self.blocks[self.alive]
+        self.at = self.at[self.alive]
+        self.alive = np.ones(len(self.at), dtype=bool)
+        self.V = np.empty((len(self.K), DELAY + self.b))
+        self.pending = 0
+
+
+def _diagonal(K: Floats, b: int) -> Floats:
+    """Return the diagonal blocks ``[U, b, b]``."""
+    U = len(K) // b
+    return np.array(K.reshape(U, b, U, b)[np.arange(U), :, np.arange(U), :])
