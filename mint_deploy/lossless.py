@@ -303,7 +303,7 @@ def dead_first(scores: Importance, dead: Dead) -> Importance:
         first = np.array(dead.units(name), dtype=np.int64)
         loss[first] = 0.0
         order = np.concatenate([first, order[~np.isin(order, first)]])
-        groups[name] = GroupImportance(loss=loss, order=order)
+        groups[name] = dataclasses.replace(groups[name], loss=loss, order=order)
     return dataclasses.replace(scores, groups=groups)
 
 

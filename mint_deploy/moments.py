@@ -38,8 +38,9 @@ __all__ = ["EVIDENCE", "ROWS_PER_TAP", "read_moments", "sample", "write_moments"
 
 #: what can be gathered; the first two always serve plan and repair
 EVIDENCE = ("moments", "sensitivity", "pooled", "gradients")
-#: rows asked for, per dimension of the taps (below it, covariances are shrunk)
-ROWS_PER_TAP = 8
+#: rows asked for of the first :data:`IMAGES` images, per dimension of the taps (with less than 5, covariances
+#: are shrunk); further images give as many each
+ROWS_PER_TAP, IMAGES = 8, 1000
 LEAST_ROWS = 4096
 #: numbers in a batch of samples that is run forwards, and of one that is also run backwards
 FORWARD, BACKWARD = 1 << 22, 1 << 20
@@ -73,7 +74,7 @@ def sample(
             labelled loss. Moments are always gathered.
         sensitivity_images: how many of them are also run backwards.
         settle: stop before all images are seen once the halves agree so far on which units stay (0 to 1;
-            see :mod:`mint_deploy.agreement`), looked at after 500, 1,000, 2,000, ... images. None: never.
+            see :mod:`mint_deploy.agreement`), looked at after 1,000, 2,000, 4,000, ... images. None: never.
         seed: of the choice of images and positions.
         batch: images per forward pass, at the most (fewer where they are large).
         device: where to run.
@@ -139,7 +140,7 @@ class _Pass:
         names = {i: n for i, n in collector.names.items() if n in readers}
         watch = Backwards(self.model, names, seed=self.seed, gradients=gradients)
         done, stopped, agreed = 0, "all images seen", None
-        check = 500
+        check = IMAGES
         with evaluating(self.model, self.device) as place:
             for (args, kwargs), y in self._batches(backwards):
                 call: Call = tree_map_only(Tensor, lambda x: x.to(place), (args, kwargs))
@@ -244,7 +245,9 @@ class _Sums:
     def add(self, taps: Tensor) -> None:
         """Add rows ``[R, D]`` in double precision, shifted."""
         self.first += taps.sum(0)
-        if taps.device.type == "cpu":  # numpy sees that the product is symmetric, and halves the work
+        if (
+            taps.device.type == "cpu"
+        ):  # numpy sees that the product is symmetric, and halves the work
             self.second += torch.from_numpy(taps.numpy().T @ taps.numpy())
         else:
             self.second.addmm_(taps.t(), taps)
@@ -336,7 +339,7 @@ class _Collector(TorchFunctionMode):
         wanted = set(readers)
         self.names = {id(own[n]): n for n in graph.tensors if n in wanted and n in own}
         self.layers = graph.layers
-        self.total = max(1, total)
+        self.total = max(1, min(total, IMAGES))
         self.random = torch.Generator().manual_seed(seed)
         self.found: dict[str, _Both] = {}
         self.half, self.images = 0, [0, 0]

@@ -52,7 +52,7 @@ STAGES = (
         name="sample",
         title="see what each layer reads",
         writes=("moments.npz",),
-        settings=(*_SOURCE, "images", "lossless", "device", "workers"),
+        settings=(*_SOURCE, "images", "criterion", "estimator", "lossless", "device", "workers"),
     ),
     Stage(
         name="score",
@@ -137,7 +137,14 @@ STAGES = (
     Stage(
         name="report",
         title="write the report",
-        reads=(*_JSON, "overview.json", "target.toml", "measurements.jsonl", "predicted.json"),
+        reads=(
+            "scores.npz",
+            *_JSON,
+            "overview.json",
+            "target.toml",
+            "measurements.jsonl",
+            "predicted.json",
+        ),
         writes=("report.json", "report.md", "report.html"),
         settings=("max_accuracy_drop",),
         repeat=True,

@@ -17,7 +17,7 @@ from mint_deploy import batchnorm, files, plugins, trtexec
 from mint_deploy import bench as measuring
 from mint_deploy.artifacts import Accuracy
 from mint_deploy.bundle import write_bundle
-from mint_deploy.criteria import read_scores, write_scores
+from mint_deploy.criteria import needs
 from mint_deploy.criteria import score as score_units
 from mint_deploy.cut_record import cut_body
 from mint_deploy.errors import ModelError, TargetError
@@ -39,6 +39,7 @@ from mint_deploy.recover import recover as fine_tune
 from mint_deploy.recover import train_from_scratch
 from mint_deploy.repair import repair as refit
 from mint_deploy.report import render
+from mint_deploy.scores_file import read_scores, write_scores
 from mint_deploy.settings import DEMO
 from mint_deploy.surgery import check_plan
 from mint_deploy.survey import survey
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 DEMO_EPOCHS = 15.0
 #: recovery that is not told how long to last takes one epoch, and at least so many steps
 LEAST_STEPS, BATCH = 150, 128
+#: sampling stops when its halves agree so far on which units stay
+SETTLED = 0.9
 #: images for BatchNorm statistics, and for the parity between ONNX and PyTorch
 NORM_IMAGES, PARITY_IMAGES = 2000, 16
 #: the longest that the comparison of dense and slim may take; small networks need a tenth of it
@@ -139,10 +142,16 @@ def sample(job: Job) -> None:
         dataclasses.replace(job.graph, tensors=tensors_of(job.folded)),
         job.splits.train,
         images=job.request.images,
+        evidence=sorted(
+            {"moments", "sensitivity", *needs(job.request.criterion, job.request.estimator)}
+        ),
+        settle=SETTLED,
         seed=job.request.seed,
         device=job.request.device,
         progress=job.progress.step,
     )
+    if moments.settings["stopped"] != "all images seen":
+        job.progress.say(f"  {moments.images} images are enough: {moments.settings['stopped']}")
     job.folded.cpu()
     write_moments(job.run / "moments.npz", moments)
 

@@ -14,6 +14,8 @@ from mint_deploy.artifacts import (
     Accuracy,
     Comparison,
     ExportedModel,
+    GroupImportance,
+    Importance,
     Machine,
     Measurement,
     PruningPlan,
@@ -21,6 +23,7 @@ from mint_deploy.artifacts import (
     TensorSpec,
 )
 from mint_deploy.runfolder import RunManifest, StageRecord
+from mint_deploy.scores_file import write_scores
 
 CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -148,6 +151,28 @@ def write_accuracy(
             },
         },
         kind="AccuracySteps",
+    )
+
+
+# ---------------------------------------------------------------- scores
+
+
+def scores_of(plan: PruningPlan) -> Importance:
+    """Return scores in whose order the plan's units leave, the losses ascending."""
+    rng = np.random.default_rng(3)
+    groups = {}
+    for group in plan.groups:
+        order = np.array([*group.removed, *group.keep], dtype=np.int64)
+        loss = np.empty(group.size)
+        loss[order] = np.sort(10 ** rng.normal(-2.5, 0.8, group.size))
+        groups[group.name] = GroupImportance(loss=loss, order=order, spread=0.2 * loss)
+    return Importance(
+        groups=groups,
+        criterion="mint",
+        estimator="gaussian",
+        seed=0,
+        comparable=True,
+        settings={"images": 1000, "sample_seed": 0},
     )
 
 
@@ -295,6 +320,7 @@ def whole(run: Path, *, frozen: dict[str, str] | None = None, calls: int = 180) 
     manifest(run, stages)
     (run / "target.toml").write_text('name = "jetson"\nfamily = "jetson"\nround_to = 8\n')
     plan = write_plan(run, layers, FROZEN if frozen is None else frozen)
+    write_scores(run / "scores.npz", scores_of(plan))
     write_cut(run, layers, plan)
     write_overview(run, layers, plan)
     write_accuracy(run)

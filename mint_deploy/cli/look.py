@@ -67,6 +67,11 @@ def inspect(
         show.print_json(found)
         return
     print(f"{file}: {found['what']}")
+    if "ranking" in found:
+        from mint_deploy.cli.ranking import say
+
+        say(found["ranking"])
+        return
     tables = plans.tables(found) if found["what"] == plans.WHAT else []
     rows = [[k, str(v)] for k, v in found.items() if k != "what" and v not in (None, "", {}, [])]
     print("\n\n".join([show.table(rows), *tables]))
@@ -86,14 +91,22 @@ def _inspected(path: Path) -> dict[str, Any]:
 
         header, arrays = read_arrays(path)
         shapes = {name: list(a.shape) for name, a in arrays.items()}
-        return {
+        found = {
             "what": f"arrays of {header.get('kind', 'unknown kind')}",
             **header,
             "arrays": shapes,
         }
+        return {**found, "ranking": _ranking(path)} if header.get("kind") == "Importance" else found
     if path.suffix == ".safetensors":
         return _inspected_weights(path)
     return _inspected_json(path)
+
+
+def _ranking(path: Path) -> dict[str, Any]:
+    from mint_deploy.report.ranking import whole
+    from mint_deploy.scores_file import read_scores
+
+    return whole(read_scores(path))
 
 
 def _inspected_folder(path: Path) -> dict[str, Any]:

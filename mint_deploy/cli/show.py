@@ -12,7 +12,7 @@ from mint_deploy.settings import Request
 if TYPE_CHECKING:
     from mint_deploy.pipeline import Outlook, Result
 
-__all__ = ["dry_run", "print_json", "result", "table"]
+__all__ = ["dry_run", "print_json", "result", "scores", "table"]
 
 
 def print_json(value: Any) -> None:
@@ -82,6 +82,30 @@ def result(found: Result, *, as_json: bool, stage: str | None = None) -> None:
     print(f"\nin {found.run}: {', '.join(_files(body['run']['files']))}")
     for step in body["next"]:
         print(f"next: {step['text']}" + (f"\n      {step['command']}" if step["command"] else ""))
+
+
+def scores(found: Result, *, as_json: bool) -> None:
+    """Print the ranking of a run that has scored; a plan that was given needs none."""
+    path = found.run / "scores.npz"
+    if not path.exists():
+        result(found, as_json=as_json, stage="score")
+        return
+    from mint_deploy.report.ranking import ranking, whole
+    from mint_deploy.scores_file import read_scores
+
+    read = read_scores(path)
+    if as_json:
+        print_json(
+            {"run": found.run, "done": found.done, "kept": found.kept, "warnings": found.warnings,
+             "seconds": found.report["run"]["seconds"], "scores": whole(read),
+             "report": found.report}
+        )  # fmt: skip
+        return
+    from mint_deploy.cli.ranking import say
+
+    if not found.done:
+        print("'score' was done before, with these settings; here is what it came to")
+    say(ranking(read), run=found.run, seconds=found.report["run"]["seconds"])
 
 
 def _files(names: Sequence[str]) -> list[str]:

@@ -126,7 +126,10 @@ def _start(given: dict[str, Any]) -> None:
         progress=teller,
         command=["mint-deploy", *sys.argv[1:]],
     )
-    show.result(result, as_json=run["json"])
+    if run["until"] == "score":
+        show.scores(result, as_json=run["json"])
+    else:
+        show.result(result, as_json=run["json"])
     result.require_promise()
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from typing import Any
 
-import numpy as np
-
 from mint_deploy import plugins
-from mint_deploy.artifacts import GroupImportance, Importance, Moments
-from mint_deploy.errors import DataError
-from mint_deploy.files import read_arrays, write_arrays
+from mint_deploy.artifacts import Importance, Moments
 from mint_deploy.graph import Graph
+from mint_deploy.scores_file import read_scores, write_scores
 
-__all__ = ["read_scores", "score", "write_scores"]
+__all__ = ["needs", "read_scores", "score", "write_scores"]
+
+
+def needs(criterion: str = "mint", estimator: str | None = None) -> tuple[str, ...]:
+    """Return the evidence that :func:`mint_deploy.sample` has to gather for a criterion.
+
+    Raises:
+        UnknownName: no such criterion or estimator.
+    """
+    module = plugins.load("criterion", criterion)
+    if hasattr(module, "needs"):  # it depends on the estimator
+        return tuple(module.needs(estimator))
+    return tuple(getattr(module, "NEEDS", ()))
 
 
 def score(
@@ -43,46 +52,7 @@ def score(
     if estimator is not None:
         settings["estimator"] = estimator
     made: Importance = module.score(graph, moments, seed=seed, **settings)
-    return made
-
-
-def write_scores(path: str | os.PathLike[str], scores: Importance) -> None:
-    """Write scores as npz (no pickle)."""
-    arrays: dict[str, np.ndarray] = {}
-    for i, group in enumerate(scores.groups.values()):
-        arrays[f"{i}.loss"], arrays[f"{i}.order"] = group.loss, group.order
-    header = {
-        "kind": "Importance",
-        "groups": list(scores.groups),
-        "criterion": scores.criterion,
-        "estimator": scores.estimator,
-        "seed": scores.seed,
-        "comparable": scores.comparable,
-        "settings": scores.settings,
-    }
-    write_arrays(path, header, arrays)
-
-
-def read_scores(path: str | os.PathLike[str]) -> Importance:
-    """Read scores back.
-
-    Raises:
-        DataError: missing, damaged, or another kind of file.
-    """
-    header, arrays = read_arrays(path)
-    if header.get("kind") != "Importance":
-        raise DataError(f"{path} is a {header.get('kind')!r}, expected 'Importance'")
-    return Importance(
-        groups={
-            name: GroupImportance(
-                loss=arrays[f"{i}.loss"].astype(np.float64),
-                order=arrays[f"{i}.order"].astype(np.int64),
-            )
-            for i, name in enumerate(header["groups"])
-        },
-        criterion=header["criterion"],
-        estimator=header["estimator"],
-        seed=header["seed"],
-        comparable=header["comparable"],
-        settings=header["settings"],
-    )
+    if moments is None or not needs(criterion, estimator):
+        return made
+    sampled = {"images": moments.images, "sample_seed": moments.seed}
+    return dataclasses.replace(made, settings={**sampled, **made.settings})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,5 +40,4 @@ def score(
     if moments is None:
         raise DataError("criterion 'mint' needs moments; call sample(model, graph, data) first")
     ranked: Importance = module.rank(graph, moments, seed=seed, progress=progress, **settings)
-    sampled = {"images": moments.images, "sample_seed": moments.seed}
-    return dataclasses.replace(ranked, settings={**sampled, **ranked.settings})
+    return ranked

@@ -20,6 +20,7 @@ from mint_deploy.report import timing
 from mint_deploy.report.accuracy import accuracy
 from mint_deploy.report.advice import doubts, next_steps, status, verdict
 from mint_deploy.report.folder import UNREADABLE, Folder, section
+from mint_deploy.report.scores import scores
 
 __all__ = ["collect"]
 
@@ -32,7 +33,7 @@ def collect(run: Path) -> dict[str, Any]:
 
     Returns:
         plain JSON values: ``title status verdict run headline accuracy latency predicted widths
-        groups dependency frozen gate lossless export doubts machine next``.
+        groups scores dependency frozen gate lossless export doubts machine next``.
 
     Raises:
         RunFolderError: no such folder, or nothing of a run is in it.
@@ -47,6 +48,7 @@ def collect(run: Path) -> dict[str, Any]:
         "predicted": section("bundle", partial(timing.predicted, folder)),
         "widths": section("cut", partial(_widths, folder)),
         "groups": section("plan", partial(_groups, folder)),
+        "scores": section("score", partial(scores, folder)),
         "dependency": section("cut", partial(_dependency, folder)),
         "frozen": section("plan", partial(_frozen, folder)),
         "gate": section("cut", partial(_gate, folder)),

@@ -17,7 +17,18 @@ from markupsafe import Markup, escape
 
 from mint_deploy.report import words
 
-__all__ = ["Axis", "axis", "bar", "boxes", "columns", "interval", "pair", "stages", "ticks"]
+__all__ = [
+    "Axis",
+    "axis",
+    "bar",
+    "boxes",
+    "columns",
+    "interval",
+    "losses",
+    "pair",
+    "stages",
+    "ticks",
+]
 
 #: a phone's plotting width in pixels, and a character's: what a label must fit into
 _NARROW, _CHARACTER = 270.0, 6.6
@@ -224,6 +235,31 @@ def bar(share: float, *, title: str) -> Markup:
         ),
     ]
     return _titled(title, parts, height=10, class_="bar")
+
+
+def losses(heights: Sequence[float], leaves: Sequence[float] | None, *, title: str) -> Markup:
+    """Return a column for each loss, first to leave at the left; what leaves is pale.
+
+    Args:
+        heights: 0 to 1; a column of 0 is still a line, so that a unit without loss is seen.
+        leaves: the share of each column that leaves, drawn from its foot; None: nothing is known to.
+        title: what a screen reader says.
+    """
+    height, pitch = 34.0, 100 / max(1, len(heights))
+    parts = [_line(0.0, 100.0, height, height, "grid")]
+    for index, share in enumerate(heights):
+        tall = max(1.5, (height - 2) * share)
+        gone = leaves[index] if leaves is not None else 0.0
+        x, wide = _percent(pitch * index), _percent(pitch * 0.86)
+        stays, top = tall * (1 - gone), height - tall
+        for class_, y, size in (
+            ("fill", top, stays),
+            ("behind", top + stays, tall - stays),
+            ("cap", top + stays, min(1.5, tall - stays)),
+        ):
+            if size > 0:
+                parts.append(_tag("rect", x=x, y=y, width=wide, height=size, class_=class_))
+    return _titled(title, parts, height=height, class_="plot")
 
 
 # ---------------------------------------------------------------- all layers

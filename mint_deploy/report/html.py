@@ -18,7 +18,7 @@ from markupsafe import Markup
 from mint_deploy import files
 from mint_deploy._version import __version__
 from mint_deploy.overview import Overview
-from mint_deploy.report import charts, view, words
+from mint_deploy.report import charts, heatmap, ranking, view, words
 from mint_deploy.report.dependency import picture
 
 __all__ = ["page"]
@@ -27,6 +27,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 #: classes shown openly; of more, those that changed most
 _CLASSES = 20
+#: groups of units, and matrices of dependency, shown openly
+_GROUPS, _MAPS = 24, 2
 
 
 def page(body: Mapping[str, Any]) -> str:
@@ -42,6 +44,7 @@ def page(body: Mapping[str, Any]) -> str:
             speed=_speed(body),
             timings=_timings(body),
             dependency=_dependency(body),
+            scores=_scores(body),
             board=view.board_rows(body),
             settings=view.settings_rows(body["run"]),
             machines=[
@@ -63,7 +66,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(charts=charts, words=words, view=view, version=__version__)
+    environment.globals.update(
+        charts=charts, heatmap=heatmap, words=words, view=view, version=__version__
+    )
     return environment
 
 
@@ -85,6 +90,43 @@ def _dependency(body: Mapping[str, Any]) -> Markup | None:
         return None
     overview = files.decode(Overview, found["overview"])
     return Markup(picture(overview, found["keep"], inline=True))  # noqa: S704 - its texts are escaped
+
+
+def _scores(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return rows with a picture of each group's losses, and the heat maps; the first of both are open."""
+    found = body["scores"]
+    if not found["done"]:
+        return None
+    rows = [_scored(group, found["scale"], found["unit"]) for group in found["groups"]]
+    value = "dependency" + (f" ({found['estimator']})" if found["estimator"] else "")
+    value += f", {found['unit']}" if found["unit"] else ""
+    maps = [heatmap.drawn(m, title=m["consumer"], value=value) for m in found["maps"]]
+    return {
+        "found": found,
+        "rows": rows[:_GROUPS],
+        "more": rows[_GROUPS:],
+        "spread": any(row["spread"] for row in rows),
+        "maps": maps[:_MAPS],
+        "more_maps": maps[_MAPS:],
+    }
+
+
+def _scored(group: Mapping[str, Any], scale: Sequence[float] | None, unit: str) -> dict[str, Any]:
+    ends = [words.figure(group[end]) for end in ("least", "greatest")]
+    kept = group.get("kept")
+    said = f"{group['name']}: {group['units']} units, losses {ends[0]} to {ends[1]} {unit}".rstrip()
+    if kept is not None:
+        said += f"; {group['units'] - kept} leave, {kept} stay"
+    columns = [float("nan") if v is None else v for v in group["columns"]]
+    return {
+        "name": group["name"],
+        "plot": charts.losses(ranking.heights(columns, scale), group.get("leaves"), title=said),
+        "units": f"{group['units']} → {kept}" if kept is not None else str(group["units"]),
+        "nothing": words.count(group["nothing"]),
+        "least": ends[0],
+        "greatest": ends[1],
+        "spread": ranking.spread_text(group["relative_spread"]),
+    }
 
 
 def _accuracy(body: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -188,6 +188,26 @@ def _cut(body: Mapping[str, Any]) -> str:
     return f"### Where it was cut\n\n{_table(head, rows[:_ROWS])}{_more(len(rows))}"
 
 
+def _scores(body: Mapping[str, Any]) -> str:
+    found = body["scores"]
+    if not found["done"]:
+        return ""
+    rows = [
+        (
+            _code(g["name"]),
+            f"{g['units']} → {g['kept']}" if g.get("kept") is not None else str(g["units"]),
+            words.count(g["nothing"]),
+            words.figure(g["least"]),
+            words.figure(g["greatest"]),
+        )
+        for g in found["groups"][:_ROWS]
+    ]
+    loss = f", {_say(found['unit'], 40)}" if found["unit"] else ""
+    head = ("group", "units", "free", f"least loss{loss}", "greatest")
+    note = f"Free: units that cost nearly nothing, each {_say(found['nearly'])}."
+    return f"### Scores\n\n{_table(head, rows)}{_more(len(found['groups']))}\n\n{note}"
+
+
 def _frozen(body: Mapping[str, Any]) -> str:
     found = body["frozen"].get("groups") or []
     if not found:
@@ -254,6 +274,7 @@ _BLOCKS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     _doubts,
     _next,
     _cut,
+    _scores,
     _frozen,
     _made,
 )

@@ -21,6 +21,7 @@ __all__ = [
     "duration",
     "error",
     "factor",
+    "figure",
     "fixed",
     "percent",
     "places_of",
@@ -79,6 +80,19 @@ def significant(value: float, digits: int = 3) -> str:
         return "0" if value == 0 else str(value)
     rounded = float(f"{value:.{digits - 1}e}")
     return fixed(rounded, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))))
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    """Return a figure that may be tiny or huge: in powers of ten below 0.0001 and from 100,000.
+
+    >>> figure(0.0214), figure(1.4e-13), figure(None)
+    ('0.021', '1.4e-13', '–')
+    """
+    if value is None:
+        return NOT_HERE
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
+        return significant(value, digits)
+    return error(float(value))
 
 
 def decimals(half_width: float | None, *, default: int = 1, most: int = 3) -> int:

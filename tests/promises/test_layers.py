@@ -9,7 +9,9 @@ PACKAGE = Path(__file__).parents[2] / "mint_deploy"
 
 #: the first part of a module's name -> its layer; a new module must be given a place here
 LAYERS = {
-    "base": {"_version", "errors", "artifacts", "files", "plugins", "target", "overview"},
+    "base": {
+        "_version", "errors", "artifacts", "files", "plugins", "target", "overview", "scores_file",
+    },
     "device": {
         "runtimes", "sensors", "machine", "bench", "_bench_base", "_bench_child", "_bench_files",
         "_bench_turns", "_bench_worker", "statistics", "doubts", "compare", "parity", "manifest",
@@ -19,7 +21,7 @@ LAYERS = {
     "host": {
         "user_code", "models", "data", "inference", "inputs", "intervals", "evaluate", "batchnorm",
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
-        "moments", "covariance", "readers", "dependency", "sparsity",
+        "moments", "moments_file", "taps", "feed", "agreement", "covariance", "readers", "dependency", "sparsity",
         "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
         "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
         "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check",
