@@ -9,8 +9,8 @@ from mint_deploy.errors import DataError
 
 __all__ = ["ENOUGH_ROWS", "RIDGE", "covariance", "inverse"]
 
-#: ridge, as a share of the mean variance of the taps: keeps dead and constant channels finite
-RIDGE = 1e-6
+#: ridge, as a share of each tap's variance, and of the mean variance for taps that hardly vary
+RIDGE, FLOOR = 1e-6, 1e-9
 #: fewer rows than this per tap: the covariance is shrunk
 ENOUGH_ROWS = 5
 
@@ -18,20 +18,25 @@ ENOUGH_ROWS = 5
 def covariance(moments: ConsumerMoments) -> Floats:
     """Return the covariance ``[D, D]`` to work with: shrunk where rows are few, always with a ridge.
 
-    Shrinkage is the oracle-approximating one towards a scaled identity (Chen, Wiesel, Eldar, Hero 2010).
+    The correlations are shrunk towards none, by the oracle-approximating amount (Chen, Wiesel, Eldar, Hero 2010);
+    each tap keeps its own variance, so that a dead channel stays dead however few the rows.
     """
     S = moments.covariance
     p, n = len(S), moments.rows
-    scale = float(np.trace(S)) / p
+    variance = np.diag(S)
+    scale = float(variance.mean())
     if scale <= 0:
         return np.eye(p) * RIDGE
     if n < ENOUGH_ROWS * p and p > 1:
-        square = float((S * S).sum())
-        top = (1 - 2 / p) * square + (scale * p) ** 2
-        bottom = (n + 1 - 2 / p) * (square - (scale * p) ** 2 / p)
+        deviation = np.sqrt(np.maximum(variance, 0.0))
+        inverse_deviation = np.divide(1.0, deviation, out=np.zeros(p), where=deviation > 0)
+        square = float((((S * inverse_deviation).T * inverse_deviation) ** 2).sum())
+        alive = int((deviation > 0).sum())  # the trace of the correlations
+        top = (1 - 2 / p) * square + alive**2
+        bottom = (n + 1 - 2 / p) * (square - alive**2 / p)
         rho = min(1.0, top / bottom) if bottom > 0 else 1.0
-        S = (1 - rho) * S + rho * scale * np.eye(p)
-    return S + RIDGE * scale * np.eye(p)
+        S = (1 - rho) * S + rho * np.diag(variance)
+    return S + np.diag(RIDGE * variance + FLOOR * scale)
 
 
 def inverse(S: Floats) -> Floats:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mint_deploy.artifacts import Cost, GroupImportance, Importance, Moments, PruningPlan
+from mint_deploy.artifacts import Cost, Importance, Moments, PruningPlan
 from mint_deploy.dead import EXACT, KINDS, Dead, DeadUnit, dead_units
 from mint_deploy.errors import PlanError, SurgeryError
 from mint_deploy.gate import baseline, masked, prepared, relative_error, run

@@ -2,7 +2,8 @@
 
 Widths are chosen, never left over: multiples of the target's ``round_to`` (a group narrower than four
 such steps takes half the step until it has four widths; the plan names those). Within a group the units leave
-in the criterion's order. How the budget is shared between groups is the *allocation*:
+in the criterion's order, down to the number that the criterion protects (``GroupImportance.least``, rounded up to
+a possible width). How the budget is shared between groups is the *allocation*:
 
 ``uniform``
     every group loses the same share, then widths are given back where the criterion regrets most.
@@ -184,6 +185,7 @@ class _Ladder:
         self.graph, self.scores, self.notes = graph, scores, list[str]()
         self.steps: dict[str, int] = {}
         self.rungs: dict[str, list[int]] = {}
+        self.protected: set[str] = set()
         ignored = _ignored(graph, ignore)
         narrow: dict[int, list[str]] = {}
         for name, group in graph.groups.items():
@@ -196,6 +198,10 @@ class _Ladder:
                 if name not in ignored:
                     self.notes.append(f"'{name}' stays whole: the criterion has no evidence on it")
                 continue
+            least = min(scores.groups[name].least, group.size)
+            if rungs[-1] < least:
+                self.protected.add(name)
+                rungs = [width for width in rungs if width >= least]
             start = max(min(at_most.get(name, group.size), group.size), rungs[-1])
             self.rungs[name] = [width for width in rungs if width <= start]
         for step, names in sorted(narrow.items()):
@@ -262,6 +268,8 @@ class _Ladder:
                 return "ignored"
             if weight in group.producers and name not in self.scores.groups:
                 return "no evidence"
+            if weight in group.producers and name in self.protected:
+                return "protected by the criterion"
         return "at its least width"
 
     def shared(self, cost: CostOf, limit: float) -> Widths:

@@ -1,15 +1,16 @@
 r"""How much the network's output feels an error at the outputs of each layer.
 
-For a classifier the measure is the Fisher information: with labels drawn from the model's own prediction,
+    F = E sum_positions g g^T,        g = d (e . z) / d y at one position of the layer's output y [outputs],
 
-    F = E sum_positions g g^T,        g = d log p / d y at one position of the layer's output y [outputs],
+with ``z`` the network's outputs, each scaled to unit variance and divided by the root of their number, and ``e``
+standard normal: ``F`` is the Gram matrix of the Jacobian. An error of covariance ``E`` at every position,
+independent from position to position, changes the network's outputs by a mean square of ``trace(F E)``, as a share
+of their variance. It has the place of the output factor of K-FAC (Martens and Grosse 2015; Grosse and Martens 2016
+for convolutions): errors that cancel further on, because the next layers read only their sum, cost nothing.
 
-so an error of covariance ``E`` at every position, independent from position to position, moves the predicted
-distribution by ``trace(F E) / 2`` nats to second order (Amari; *Fisher pruning*, Theis et al. 2018). It is the
-output factor of K-FAC (Martens and Grosse 2015; Grosse and Martens 2016 for convolutions): errors that cancel
-further on, because the next layers read only their sum, cost nothing. For other outputs a random projection
-stands in for the log-likelihood (each output scaled to unit variance), which makes ``F`` the Gram matrix of the
-Jacobian. No labels are needed.
+K-FAC's own factor, the Fisher information of the predicted distribution, was measured beside it and is worse the
+more is cut (docs/scoring.md): a confident prediction feels no small error, and so says nothing about large ones.
+No labels are needed.
 
 The same backward pass gives the mean gradient of the labelled loss, for the criteria that ask for it.
 """
@@ -45,7 +46,7 @@ class Backwards:
     Args:
         model: in evaluation mode.
         names: id of a weight -> its name, of the layers whose outputs count.
-        seed: of the labels that are drawn.
+        seed: of the projections and positions.
         gradients: also sum the gradient of the labelled loss, for every parameter.
     """
 
@@ -78,12 +79,12 @@ class Backwards:
         args, kwargs = tree_map_only(Tensor, felt, call)
         with torch.enable_grad(), _Outputs(self.names) as watch:
             result = self.model(*args, **kwargs)
-            likelihood = _likelihood(outputs_of(result), self.random)
+            projected = _projection(outputs_of(result), self.random)
         count = len(next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)))
         kept = [y for _, _, y in watch.kept]
-        if kept and likelihood.requires_grad:
+        if kept and projected.requires_grad:
             grads: Sequence[Tensor | None] = torch.autograd.grad(
-                likelihood, kept, allow_unused=True, retain_graph=bool(self.wanted)
+                projected, kept, allow_unused=True, retain_graph=bool(self.wanted)
             )
             for (name, linear, _), g in zip(watch.kept, grads, strict=True):
                 if g is not None:
@@ -151,16 +152,12 @@ def _rows(g: Tensor, *, linear: bool, random: torch.Generator) -> Tensor:
     return g.reshape(-1, g.shape[-1])
 
 
-def _likelihood(outputs: list[Tensor], random: torch.Generator) -> Tensor:
-    """Return a scalar whose gradient has the Fisher information as its second moment."""
-    if len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1:
-        logs = outputs[0].float().log_softmax(1)
-        drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=random)
-        return logs.gather(1, drawn.to(logs.device)).sum()
+def _projection(outputs: list[Tensor], random: torch.Generator) -> Tensor:
+    """Return a scalar whose gradient has the Gram matrix of the Jacobian as its second moment."""
     total = outputs[0].new_zeros(())
-    for y in outputs:
-        flat = y.float().flatten(1)
+    for z in outputs:
+        flat = z.float().flatten(1)
         noise = torch.randn(flat.shape, generator=random).to(flat.device)
-        scale = flat.detach().std().clamp_min(1e-12) * flat.shape[1] ** 0.5
-        total = total + (flat * noise).sum() / scale
+        scale = float(flat.detach().std(correction=0)) or 1.0
+        total = total + (flat * noise).sum() / (scale * flat.shape[1] ** 0.5)
     return total

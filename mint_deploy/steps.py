@@ -142,9 +142,7 @@ def sample(job: Job) -> None:
         dataclasses.replace(job.graph, tensors=tensors_of(job.folded)),
         job.splits.train,
         images=job.request.images,
-        evidence=sorted(
-            {"moments", "sensitivity", *needs(job.request.criterion, job.request.estimator)}
-        ),
+        evidence=needs(job.request.criterion, job.request.estimator),
         settle=SETTLED,
         seed=job.request.seed,
         device=job.request.device,

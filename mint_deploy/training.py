@@ -34,7 +34,7 @@ from mint_deploy.schedule import Recipe
 if TYPE_CHECKING:
     from mint_deploy.data import Part
 
-__all__ = ["Judge", "Loss", "Objective", "ProgressHook", "fit", "label_loss"]
+__all__ = ["AfterStep", "Judge", "Loss", "Objective", "ProgressHook", "fit", "label_loss"]
 
 #: ``loss(logits [N, ...], labels [N, ...]) -> scalar``
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -44,6 +44,8 @@ Objective = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 Judge = Callable[[nn.Module], float]
 #: ``progress(steps done, steps in all, note)``
 ProgressHook = Callable[[float, float, str], None]
+#: ``after_step(model, learning rate)``: changes weights in place once the optimiser has
+AfterStep = Callable[[nn.Module, float], None]
 
 
 def label_loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -60,6 +62,7 @@ def fit(
     plan: Recipe,
     *,
     judge: Judge | None = None,
+    after_step: AfterStep | None = None,
     settings: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
@@ -76,6 +79,8 @@ def fit(
         plan: the recipe.
         judge: scores the network at the start, after each epoch and at the end; the best state is
             returned (of equals the later one). Without it the last state is.
+        after_step: called after every step of the optimiser, before the state is scored or kept; a function of
+            the weights and the rate alone (a checkpoint keeps nothing of it: say in ``settings`` what it does).
         settings: whatever else distinguishes this training; a checkpoint must agree with it.
         device: where to train.
         checkpoint: a file to keep up to date, and to take up where it exists.
@@ -94,7 +99,7 @@ def fit(
         return copy.deepcopy(model)
     about = {**asdict(plan), **(settings or {}), "weights": state_digest(model), "on": place.type}
     student = copy.deepcopy(model)
-    run = _Run(student, plan, judge, checkpoint, about)
+    run = _Run(student, plan, judge, checkpoint, about, after_step)
     with _repeatable(place), torch.enable_grad():
         student.to(place).train()
         run.start(place)
@@ -118,8 +123,10 @@ class _Run:
         judge: Judge | None,
         path: Path | None,
         about: Mapping[str, Any],
+        after_step: AfterStep | None = None,
     ) -> None:
         self.model, self.plan, self.judge, self.path, self.about = model, plan, judge, path, about
+        self.after_step = after_step
         self.step = 0
         self.best: dict[str, Tensor] | None = None
         self.best_step: int | None = None
@@ -261,6 +268,9 @@ def _step(run: _Run, objective: Objective, x: Tensor, y: Tensor | None) -> float
             f"rate (--lr) of {run.plan.lr / 4:.2g}, and look for NaN in the data and in the loss"
         )
     run.optimizer.step()
+    if run.after_step is not None:
+        with torch.no_grad():
+            run.after_step(run.model, rate)
     return value
 
 

@@ -26,6 +26,7 @@ PARAMETERS = {
     "mobilenet-v2": 3_504_872,
     "densenet121": 7_978_856,
     "vgg16-bn": 138_365_992,
+    "vgg16-bn-cifar10": 14_728_266,
 }
 
 

@@ -387,3 +387,61 @@ def test_a_plan_from_a_model_in_half_precision_counts_its_bytes() -> None:
     held = [*slim.parameters(), *slim.buffers()]
     assert made.after.weight_bytes == sum(t.numel() * t.element_size() for t in held)
     assert {t.dtype for t in slim.parameters()} == {torch.float16}
+
+
+# ---------------------------------------------------------------- what the criterion protects
+
+
+def protecting(graph: Graph, least: dict[str, int], *, comparable: bool = False) -> Importance:
+    scores = importance(graph, comparable=comparable)
+    groups = {
+        name: dataclasses.replace(found, least=least.get(name, 0))
+        for name, found in scores.groups.items()
+    }
+    return dataclasses.replace(scores, groups=groups)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("budget", [{"ratio": 0.75}, {"macs": 0.35}, {"params": 0.35}])
+def test_a_group_keeps_what_the_criterion_protects(
+    budget: dict[str, float], allocation: str
+) -> None:
+    _, _, graph = traced("resnet20")
+    free = widths(plan(graph, importance(graph), **budget, round_to=4, allocation=allocation))
+    first, second = [n for n, g in graph.groups.items() if free[n] < g.size - 3][:2]
+    size = graph.groups[first].size
+    scores = protecting(graph, {first: size - 3, second: 1})
+    made = plan(graph, scores, **budget, round_to=4, allocation=allocation)
+    assert widths(made)[first] == size  # size - 3, rounded up to a possible width
+    for kind in {"macs", "params"} & set(budget):
+        assert share(made, kind) <= budget[kind]
+    kept = next(g.keep for g in made.groups if g.name == second)
+    assert kept == tuple(range(len(kept)))  # and those that stay are the last of the order
+
+
+def test_least_is_rounded_up_to_a_possible_width() -> None:
+    _, _, graph = traced("resnet20")
+    name = next(n for n, g in graph.groups.items() if g.size == 64)
+    for least, width in ((0, 8), (1, 8), (8, 8), (9, 16), (40, 40), (41, 48), (64, 64), (99, 64)):
+        made = plan(graph, protecting(graph, {name: least}), ratio=0.9, round_to=8)
+        assert widths(made)[name] == width
+
+
+def test_what_is_protected_wins_over_an_upper_width() -> None:
+    _, _, graph = traced("resnet20")
+    name = next(n for n, g in graph.groups.items() if g.size == 64)
+    made = plan(graph, protecting(graph, {name: 32}), ratio=0.0, round_to=8, at_most={name: 16})
+    assert widths(made)[name] == 32
+
+
+def test_protection_is_told_where_it_holds_a_budget_back() -> None:
+    _, _, graph = traced("resnet20")
+    everything = {name: group.size for name, group in graph.groups.items()}
+    with pytest.raises(PlanError, match="out of reach") as caught:
+        plan(graph, protecting(graph, everything), macs=0.5)
+    assert all("protected by the criterion" in held for held in caught.value.held_by)
+    assert caught.value.nearest == 1.0
+    # a least below the planner's own holds nothing back, and is not blamed
+    with pytest.raises(PlanError) as caught:
+        plan(graph, protecting(graph, dict.fromkeys(everything, 1)), macs=0.001)
+    assert all("at its least width" in held for held in caught.value.held_by)

@@ -14,11 +14,16 @@ __all__ = ["needs", "read_scores", "score", "write_scores"]
 
 
 def needs(criterion: str = "mint", estimator: str | None = None) -> tuple[str, ...]:
-    """Return the evidence that :func:`mint_deploy.sample` has to gather for a criterion.
+    """Return the evidence that :func:`mint_deploy.sample` has to gather: for a criterion, and for what follows.
 
     Raises:
         UnknownName: no such criterion or estimator.
     """
+    return tuple(sorted({"moments", "sensitivity", *_needs(criterion, estimator)}))
+
+
+def _needs(criterion: str, estimator: str | None) -> tuple[str, ...]:
+    """Return what a criterion itself needs: nothing, where the weights are enough."""
     module = plugins.load("criterion", criterion)
     if hasattr(module, "needs"):  # it depends on the estimator
         return tuple(module.needs(estimator))
@@ -52,7 +57,7 @@ def score(
     if estimator is not None:
         settings["estimator"] = estimator
     made: Importance = module.score(graph, moments, seed=seed, **settings)
-    if moments is None or not needs(criterion, estimator):
+    if moments is None or not _needs(criterion, estimator):
         return made
     sampled = {"images": moments.images, "sample_seed": moments.seed}
     return dataclasses.replace(made, settings={**sampled, **made.settings})

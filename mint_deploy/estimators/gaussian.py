@@ -39,10 +39,11 @@ import numpy as np
 
 from mint_deploy.artifacts import Floats, GroupImportance, Importance, Ints, Moments
 from mint_deploy.errors import MintDeployError, UnknownName
+from mint_deploy.estimators._gaussian_arrays import dependency
 from mint_deploy.graph import Graph
 from mint_deploy.readers import Reader, forget, readers_of
 
-__all__ = ["NEEDS", "eliminate", "rank"]
+__all__ = ["NEEDS", "dependency", "eliminate", "rank"]
 
 #: what :func:`mint_deploy.sample` has to gather
 NEEDS = ("moments", "sensitivity")

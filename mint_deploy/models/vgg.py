@@ -1,4 +1,4 @@
-"""VGG-16 with batch normalisation for ImageNet (Simonyan and Zisserman, 2014, configuration D).
+"""VGG-16 with batch normalisation (Simonyan and Zisserman, 2014, configuration D), for ImageNet and CIFAR-10.
 
 Names of the tensors: features.0, features.1, ..., classifier.0, classifier.3, classifier.6.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mint_deploy.models._zoo import IMAGENET_MEAN, IMAGENET_STD, Entry
+from mint_deploy.models._zoo import CIFAR10_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Entry
 
-__all__ = ["VGG", "ZOO", "vgg16_bn"]
+__all__ = ["VGG", "ZOO", "CifarVGG", "vgg16_bn"]
 
 #: channels of the 3 x 3 convolutions of each stage; a 2 x 2 maximum ends a stage
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -38,6 +38,19 @@ class VGG(nn.Module):
         return self.classifier(x.flatten(1))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
+class CifarVGG(nn.Module):
+    """The thirteen convolutions on 32 x 32 pixels, and one linear layer (Li et al. 2017 and those after them)."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.features = vgg_features()
+        self.classifier = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, 32, 32]`` -> logits ``[N, classes]``."""
+        return self.classifier(self.features(x).flatten(1))  # type: ignore[no-any-return]  # as above
+
+
 def vgg_features() -> nn.Sequential:
     """Return the thirteen convolutions: ``[N, 3, H, W]`` -> ``[N, 512, H/32, W/32]``."""
     layers: list[nn.Module] = []
@@ -59,5 +72,12 @@ def vgg16_bn() -> VGG:
 ZOO = {
     "vgg16-bn": Entry(
         factory=vgg16_bn, input_shape=(3, 224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    ),
+    "vgg16-bn-cifar10": Entry(
+        factory=CifarVGG,
+        input_shape=(3, 32, 32),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        class_names=CIFAR10_CLASSES,
+    ),
 }
