@@ -7,14 +7,14 @@
     python benchmarks/scoring.py --only 'mint*' --budgets 0.4      # some cells
     python benchmarks/scoring.py --network vgg16bn --weights F     # VGG16-BN, where one has been trained
 
-ResNet-56 and the images are those of ``--data``. Inner channels and residual streams are cut together, in widths of
-the target ``cpu``. Every method is run with the allocation of its paper (a global ranking, or the same share in every
-group) and *at mint's widths*, where mint says how wide every group becomes and the method which units stay. A cell is
-accuracy after the cut with BatchNorm measured anew, and after the refit of the consumers too; no training. Choices
-(estimators' settings, the default) were made on the validation split; the test images are for final figures alone.
+ResNet-56 and the images are those of ``--data``. Inner channels and residual streams are cut together, in widths
+of the target ``cpu``. Every method is run with the allocation of its paper (a global ranking, or the same share in
+every group) and *at mint's widths*, where mint says how wide every group becomes and the method which units stay.
+A cell is accuracy after the cut with BatchNorm measured anew, and after the refit of the consumers too; no training.
+Choices (settings, the default) were made on the validation split; the test images are for final figures alone.
 
-Each finished cell is written at once: a stopped run goes on where it was (``results/scoring_*.json``), and two runs
-share the work with ``--part 0/2`` and ``--part 1/2``, each with a file of its own.
+Each finished cell is written at once: a stopped run goes on where it was (``results/scoring_*.json``), and two
+runs share the work with ``--part 0/2`` and ``--part 1/2``, each with a file of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from scoring_table import table
 from torch import Tensor, nn
@@ -39,7 +42,6 @@ from torch import Tensor, nn
 import mint_deploy as md
 from mint_deploy.batchnorm import recalibrate_batchnorm_
 from mint_deploy.data import Splits, load_data
-from mint_deploy.evaluate import evaluate
 from mint_deploy.files import write_json
 from mint_deploy.machine import probe
 from mint_deploy.models import load_model
@@ -50,7 +52,7 @@ from mint_deploy.sparsity import sparsify
 from mint_deploy.surgery import cut
 
 RESULTS = Path(__file__).parent / "results"
-BUDGETS, SEEDS, IMAGES, NORM_IMAGES = (0.7, 0.5, 0.4, 0.3), (0, 1, 2), 1000, 1000
+BUDGETS, SEEDS, IMAGES, NORM_IMAGES, BATCH = (0.7, 0.5, 0.4, 0.3), (0, 1, 2), 1000, 1000, 50
 #: recovery: at one budget, so many steps, the same for all
 RECOVER_AT, STEPS = 0.4, 200
 
@@ -155,9 +157,31 @@ class Bench:
         write_json(self.path, head, kind="Benchmark")
 
     def top1(self, model: nn.Module, part: str) -> float:
-        """Accuracy in per cent."""
-        found = evaluate(model, getattr(self.data, part)).accuracy
-        return 100 * found.top1
+        """Accuracy in per cent, by ONNX Runtime on one thread: it is twice as fast as PyTorch here."""
+        path = self.scratch / f"{os.getpid()}.onnx"
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # the old exporter says that it is old; it takes a tenth of the time
+            torch.onnx.export(
+                model.eval(), (torch.zeros(BATCH, 3, 32, 32),), str(path), dynamo=False
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        if part not in self.images:
+            batches = list(getattr(self.data, part).batches(BATCH))
+            self.images[part] = (
+                torch.cat([x for x, _ in batches]),
+                torch.cat([y for _, y in batches]),
+            )
+        x, y = self.images[part]
+        right = 0
+        for inputs, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            found = np.asarray(session.run(None, {name: inputs.numpy()})[0])
+            right += int((found.argmax(1) == labels.numpy()).sum())
+        return 100 * right / len(y)
 
     def dense_cell(self) -> None:
         """The network itself."""
@@ -306,7 +330,7 @@ def wanted(chosen: argparse.Namespace) -> Iterator[tuple[str, Method, float, int
         for seed in chosen.seeds
         for budget in chosen.budgets
         for name, method in methods().items()
-        if fnmatch(name, chosen.only)
+        if any(fnmatch(name, pattern) for pattern in chosen.only)
     ]
     if chosen.part:
         mine, of = (int(n) for n in chosen.part.split("/"))
@@ -337,7 +361,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--network", choices=list(NETWORKS), default="resnet56")
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--only", default="*")
+    parser.add_argument("--only", nargs="+", default=["*"])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--part", help="0/2: the first half of the cells")
@@ -360,12 +384,12 @@ def main() -> int:
         elif chosen.test:
             for budget in chosen.budgets:
                 for name, method in methods().items():
-                    if fnmatch(name, chosen.only):
+                    if any(fnmatch(name, pattern) for pattern in chosen.only):
                         bench.test_cell(name, method, budget)
         else:
             for name, method, budget, seed in wanted(chosen):
                 bench.cell(name, method, budget, seed)
-    print(table(cells(chosen.network), list(methods()), BUDGETS, SEEDS, RECOVER_AT))
+    print(table(cells(chosen.network), list(methods()), BUDGETS, SEEDS))
     return 0
 
 

@@ -14,7 +14,6 @@ def table(
     methods: Sequence[str],
     budgets: Sequence[float],
     seeds: Sequence[int],
-    recover_at: float,
 ) -> str:
     """Return what is there: a table for each repair, the test images, and what recovery makes of the best."""
     parts = []

@@ -95,6 +95,28 @@ def test_structures_are_scored(name: str) -> None:
     assert set(scores.groups) == set(graph.groups)
 
 
+def test_the_spread_is_what_the_sample_leaves_open() -> None:
+    """Twice the images, less spread; and two samples differ by about as much as it says."""
+    model, inputs = build("resnet8")
+    graph = trace(model, inputs)
+    x = images(inputs, 6000)
+    few = md.score(graph, md.sample(model, graph, x[:150], images=150))
+    many = md.score(graph, md.sample(model, graph, x, images=6000))
+    ratios, again = [], md.score(graph, md.sample(model, graph, x[150:300], images=150))
+    for name, found in few.groups.items():
+        assert found.spread is not None
+        assert (found.spread >= 0).all()
+        ratios.append((many.groups[name].spread / many.groups[name].loss).mean())
+        ratios[-1] /= (found.spread / found.loss).mean()
+    assert np.median(ratios) < 0.7
+    differ = [
+        np.median(np.abs(np.sort(again.groups[n].loss) - np.sort(g.loss)) / np.sort(g.loss))
+        for n, g in few.groups.items()
+    ]
+    said = [np.median(g.spread / g.loss) for g in few.groups.values()]
+    assert 0.2 < np.median(differ) / np.median(said) < 5
+
+
 def test_a_group_without_evidence_is_left_out_and_stays_whole(
     resnet: tuple[nn.Module, md.Graph, md.Moments],
 ) -> None:

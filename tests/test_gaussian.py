@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mint_deploy.artifacts import ConsumerMoments
 from mint_deploy.covariance import covariance, inverse
 from mint_deploy.errors import MintDeployError, UnknownName
-from mint_deploy.estimators.gaussian import eliminate
+from mint_deploy.estimators.gaussian import along, eliminate
 from mint_deploy.readers import Reader
 
 
@@ -224,6 +224,29 @@ def test_bad_settings_are_named() -> None:
         eliminate([reader(S, W)], 3, floor="varience")
     with pytest.raises(MintDeployError, match="noise=0 is not positive"):
         eliminate([reader(S, W)], 3, floor="variance", noise=0.0)
+
+
+def test_along_its_own_order_the_losses_are_the_same() -> None:
+    S, W = random_problem(13, 30, 4, 6)
+    readers = [reader(S, W, np.linspace(0.1, 3, 6)), reader(*random_problem(14, 30, 1, 3))]
+    loss, order = eliminate(readers, 30)
+    np.testing.assert_allclose(along(readers, order), loss, rtol=1e-8)
+    back = along(readers, order[::-1].copy())
+    assert back.sum() == pytest.approx(loss.sum(), rel=0.5)  # all leave in the end, by another way
+    assert not np.allclose(back, loss)
+
+
+def test_downdates_are_equal_however_long_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mint_deploy.estimators import gaussian
+
+    S, W = random_problem(15, 40, 9, 5)
+    found = []
+    for delay in (1, 50, 10_000):
+        monkeypatch.setattr(gaussian, "DELAY", delay)
+        found.append(eliminate([reader(S, W)], 40))
+    for loss, order in found[1:]:
+        assert order.tolist() == found[0][1].tolist()
+        np.testing.assert_allclose(loss, found[0][0], rtol=1e-8)
 
 
 # ---------------------------------------------------------------- covariance

@@ -63,15 +63,25 @@ def rank(
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Importance:
-    """Eliminate the units of every group that some sampled consumer reads."""
-    cache: dict[str, tuple[Floats, Floats]] = {}
+    """Eliminate the units of every group that some sampled consumer reads.
+
+    Where the moments have halves, ``spread`` is half the difference between the losses that either half
+    sees as the units leave in this order: the standard error of the mean of the two.
+    """
+    caches: list[dict[str, tuple[Floats, Floats]]] = [{} for _ in (moments, *moments.halves)]
     groups = {}
     for i, (name, group) in enumerate(graph.groups.items()):
-        readers = readers_of(group, moments, cache)
+        readers = readers_of(group, moments, caches[0])
         if readers:
             loss, order = eliminate(readers, group.size, **settings)
-            groups[name] = GroupImportance(loss=loss, order=order)
-        forget(graph, cache, i)
+            seen = [
+                along(readers_of(group, half, cache), order, **settings)
+                for half, cache in zip(moments.halves, caches[1:], strict=True)
+            ]
+            spread = np.abs(seen[0] - seen[1]) / 2 if len(seen) == 2 else None
+            groups[name] = GroupImportance(loss=loss, order=order, spread=spread)
+        for cache in caches:
+            forget(graph, cache, i)
         if progress is not None:
             progress(i + 1, len(graph.groups))
     return Importance(
@@ -103,15 +113,9 @@ def eliminate(
     Raises:
         MintDeployError: an unknown floor, or a noise that is not positive.
     """
-    if floor not in FLOORS:
-        raise UnknownName("noise floor", floor, FLOORS)
-    if not noise > 0:
-        raise MintDeployError(f"noise={noise:g} is not positive; expected a share of the variance")
-    if floor == "output" and not any(r.sensitivity.any() for r in readers):
-        floor = "variance"
+    states = _states(readers, units, floor, noise)
     loss = np.zeros(units)
     order = np.empty(units, dtype=np.int64)
-    states = [_State(r, units, floor, noise) for r in readers]
     for step in range(units):
         total = np.zeros(units)
         for state in states:
@@ -121,6 +125,27 @@ def eliminate(
         for state in states:
             state.drop(out)
     return loss, order
+
+
+def along(
+    readers: Sequence[Reader], order: Ints, *, floor: str = "output", noise: float = NOISE
+) -> Floats:
+    """Return ``loss [U]`` of units that leave in a given order; settings and errors of :func:`eliminate`."""
+    states = _states(readers, len(order), floor, noise)
+    loss = np.zeros(len(order))
+    for out in order.tolist():
+        loss[out] = sum(state.drop(out) for state in states)
+    return loss
+
+
+def _states(readers: Sequence[Reader], units: int, floor: str, noise: float) -> list[_State]:
+    if floor not in FLOORS:
+        raise UnknownName("noise floor", floor, FLOORS)
+    if not noise > 0:
+        raise MintDeployError(f"noise={noise:g} is not positive; expected a share of the variance")
+    if floor == "output" and not any(r.sensitivity.any() for r in readers):
+        floor = "variance"
+    return [_State(r, units, floor, noise) for r in readers]
 
 
 class _State:
@@ -140,12 +165,12 @@ class _State:
         self.blocks = _diagonal(self.K, self.b)
         self.V = np.empty((len(self.K), DELAY + self.b))
         self.pending = 0
-        self.residual = np.zeros(reader.weight.shape[0])
         # "felt": how much one unit of variance counts, the inverse of the noise floor
         W = reader.weight.astype(np.float64)
         if floor == "output":
             felt, basis = np.linalg.eigh(reader.sensitivity)
-            self.felt, W = np.maximum(felt, 0.0), basis.T @ W
+            counts = felt > 1e-12 * max(float(felt[-1]), 1e-300)
+            self.felt, W = felt[counts], basis[:, counts].T @ W
         else:
             highest = float(reader.variance.max(initial=0.0))
             alive = reader.variance > 1e-24 * highest
@@ -153,29 +178,35 @@ class _State:
             share = 1.0 if np.isinf(noise) else noise
             self.felt = np.where(alive, 1.0 / (share * safe), 0.0)
         self.W = np.ascontiguousarray(W.T)  # [U b, O]
+        self.residual = np.zeros(len(W))
         self.linear = floor == "variance" and bool(np.isinf(noise))
 
     def losses(self, units: int) -> Floats:
         """Return the loss of every survivor, were it the next to leave; infinite for those that left."""
         W = self.W.reshape(len(self.at), self.b, -1)
         growth = np.maximum((np.linalg.inv(self.blocks) @ W * W).sum(1), 0.0)
-        if self.linear:
-            found = growth @ self.felt
-        else:
-            found = 0.5 * np.log1p(growth * (self.felt / (1.0 + self.felt * self.residual))).sum(1)
         out = np.full(units, np.inf)
-        out[self.at[self.alive]] = found[self.alive]
+        out[self.at[self.alive]] = self._lost(growth[self.alive])
         return out
 
-    def drop(self, unit: int) -> None:
-        """Let one survivor leave and refit the others."""
+    def _lost(self, growth: Floats) -> Floats:
+        """Return the loss ``[...]`` of growing residuals ``[..., outputs]``."""
+        if self.linear:
+            return np.asarray(growth @ self.felt)
+        share = growth * (self.felt / (1.0 + self.felt * self.residual))
+        return np.asarray(0.5 * np.log1p(share).sum(-1))
+
+    def drop(self, unit: int) -> float:
+        """Let one survivor leave and refit the others; return what was lost."""
         block = int(np.searchsorted(self.at, unit))
         mine = slice(block * self.b, (block + 1) * self.b)
         V = self.V[:, : self.pending]
         column = self.K[:, mine] - V @ V[mine].T
         root = np.linalg.inv(np.linalg.cholesky(self.blocks[block])).T
         v, w = column @ root, root.T @ self.W[mine]
-        self.residual += (w * w).sum(0)
+        growth = (w * w).sum(0)
+        lost = float(self._lost(growth))
+        self.residual += growth
         self.W -= v @ w
         self.alive[block] = False
         wide = v.reshape(len(self.at), self.b, self.b)
@@ -185,6 +216,7 @@ class _State:
         self.pending += self.b
         if self.pending >= DELAY:
             self._flush()
+        return lost
 
     def _flush(self) -> None:
         """Bring the precision up to date, and forget the blocks that left."""
