@@ -10,8 +10,9 @@
 ResNet-56 and the images are those of ``--data``. Inner channels and residual streams are cut together, in widths
 of the target ``cpu``. Every method is run with the allocation of its paper (a global ranking, or the same share in
 every group) and *at mint's widths*, where mint says how wide every group becomes and the method which units stay.
-A cell is accuracy after the cut with BatchNorm measured anew, and after the refit of the consumers too; no training.
-Choices (settings, the default) were made on the validation split; the test images are for final figures alone.
+A cell is accuracy after the cut with BatchNorm measured anew, and after the refit of the consumers too; no
+training. Choices (settings, the default) were made on the validation split; the test images are for final figures
+alone.
 
 Each finished cell is written at once: a stopped run goes on where it was (``results/scoring_*.json``), and two
 runs share the work with ``--part 0/2`` and ``--part 1/2``, each with a file of its own.
@@ -20,6 +21,7 @@ runs share the work with ``--part 0/2`` and ``--part 1/2``, each with a file of 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -201,20 +203,27 @@ class Bench:
             **method.settings,
         )
         seconds = time.perf_counter() - start
-        shared = method.allocation == "mint"
-        guide = md.score(self.graph, moments) if shared else scores
-        allocation = "auto" if shared else method.allocation
-        made = md.plan(self.graph, guide, target="cpu", macs=budget, allocation=allocation)
-        if shared:  # mint decides how wide every group is, the method which units stay
-            chosen = {
-                g.name: scores.groups[g.name].order[-len(g.keep) :]
-                for g in made.groups
-                if g.name in scores.groups
-            }
-            made = make_plan(
-                self.graph, chosen, criterion=method.criterion, budget={"macs": budget}
-            )
-        return made, seconds
+        guide = moments if method.allocation == "mint" else None
+        return self.plan_of(scores, guide, budget, method.allocation), seconds
+
+    def plan_of(
+        self,
+        scores: md.Importance,
+        guide: md.Moments | None,
+        budget: float,
+        allocation: str = "auto",
+    ) -> md.PruningPlan:
+        """Plan; with a ``guide`` mint decides how wide every group is, and the scores which units stay."""
+        if guide is None:
+            return md.plan(self.graph, scores, target="cpu", macs=budget, allocation=allocation)
+        mint = md.score(self.graph, dataclasses.replace(guide, halves=()))
+        wide = md.plan(self.graph, mint, target="cpu", macs=budget)
+        chosen = {
+            g.name: scores.groups[g.name].order[-len(g.keep) :]
+            for g in wide.groups
+            if g.name in scores.groups
+        }
+        return make_plan(self.graph, chosen, criterion=scores.criterion, budget={"macs": budget})
 
     def repaired(self, plan: md.PruningPlan, seed: int, *, weights: bool) -> nn.Module:
         """Cut and repair: BatchNorm alone, or the consumers' weights before it."""

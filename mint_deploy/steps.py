@@ -165,6 +165,7 @@ def score(job: Job) -> None:
         criterion=job.request.criterion,
         estimator=job.request.estimator,
         seed=job.request.seed,
+        progress=job.progress.step,
     )
     write_scores(job.run / "scores.npz", scores)
 

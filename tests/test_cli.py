@@ -15,7 +15,8 @@ import tiny
 import torch
 
 import mint_deploy
-from mint_deploy import cli, pipeline, steps
+from mint_deploy import cli, pipeline, plugins, steps
+from mint_deploy.scores_file import read_scores
 from mint_deploy.settings import DEMO
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 SMALL = ("net.py:make", "--data", "npz:data.npz", "--epochs", "1", "--workers", "1")
+SCORED = ("net.py:make", "--data", "npz:data.npz", "--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +209,34 @@ def test_progress_goes_to_stderr_and_quiet_has_none(command: Command) -> None:
     assert "sample" in found.err
     assert "sample" not in found.out
     assert command("compress", *SMALL, "--until", "score", "--out", "b", "--quiet").err == ""
+
+
+@pytest.mark.parametrize("criterion", [c for c in plugins.known("criterion") if c != "mint"])
+def test_every_criterion_on_the_command_line(command: Command, criterion: str) -> None:
+    found = command("score", *SCORED, "--criterion", criterion, "--out", "run", "--json")
+    assert found.code == 0
+    body = json.loads(found.out)["scores"]
+    assert body["criterion"] == criterion
+    assert {g["name"] for g in body["groups"]} == {"0", "3"}
+    assert command("plan", "run", "--macs", "0.5").code == 0
+
+
+@pytest.mark.parametrize("estimator", plugins.known("estimator"))
+def test_every_estimator_on_the_command_line(command: Command, estimator: str, here: Path) -> None:
+    found = command("score", *SCORED, "--estimator", estimator, "--out", "run", "--json")
+    assert found.code == 0
+    assert json.loads(found.out)["scores"]["estimator"] == estimator
+    assert command("plan", "run", "--macs", "0.5").code == 0
+    made = read_scores(here / "run" / "scores.npz")
+    assert bool(made.dependency) == (estimator != "gaussian")
+    assert all(g.spread is not None for g in made.groups.values()) == (estimator == "gaussian")
+
+
+def test_a_criterion_that_needs_labels_says_so(command: Command) -> None:
+    found = command("score", "net.py:make", "--data", "npz:unlabelled.npz", "--criterion", "taylor")
+    assert found.code == 2
+    assert "gradients of the loss need labels" in found.err
+    assert "mint, magnitude, thinet" in found.err
 
 
 def test_a_dry_run_does_nothing(command: Command, here: Path) -> None:

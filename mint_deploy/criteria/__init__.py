@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from mint_deploy import plugins
@@ -37,6 +39,7 @@ def score(
     criterion: str = "mint",
     estimator: str | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Importance:
     """Score every unit of every prunable group.
@@ -47,6 +50,7 @@ def score(
         criterion: a module of ``mint_deploy.criteria``, or a dotted name of one's own.
         estimator: for ``mint``: a module of ``mint_deploy.estimators`` (default ``gaussian``).
         seed: of whatever is random.
+        progress: called with ``(done, all)`` by criteria that take a while.
         settings: handed to the criterion.
 
     Raises:
@@ -56,6 +60,8 @@ def score(
     module = plugins.load("criterion", criterion)
     if estimator is not None:
         settings["estimator"] = estimator
+    if progress is not None and "progress" in inspect.signature(module.score).parameters:
+        settings["progress"] = progress
     made: Importance = module.score(graph, moments, seed=seed, **settings)
     if moments is None or not _needs(criterion, estimator):
         return made

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from mint_deploy import plugins
 from mint_deploy.artifacts import Importance, Moments
-from mint_deploy.errors import DataError
+from mint_deploy.errors import DataError, UnknownName
 from mint_deploy.graph import Graph
 
 __all__ = ["needs", "score"]
 
 DEFAULT = "gaussian"
+#: what every estimator is given
+_OURS = {"seed", "progress"}
 
 
 def needs(estimator: str | None = None) -> tuple[str, ...]:
@@ -34,9 +37,17 @@ def score(
 
     Raises:
         DataError: no moments, or moments of another model.
-        UnknownName: no such estimator.
+        UnknownName: no such estimator, or it has no such setting.
     """
     module = plugins.load("estimator", estimator)
+    known = [
+        p.name
+        for p in inspect.signature(module.rank).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    for name in settings:
+        if name not in known:
+            raise UnknownName(f"setting of estimator '{estimator}'", name, sorted({*known} - _OURS))
     if moments is None:
         raise DataError("criterion 'mint' needs moments; call sample(model, graph, data) first")
     ranked: Importance = module.rank(graph, moments, seed=seed, progress=progress, **settings)
