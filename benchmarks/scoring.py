@@ -5,7 +5,8 @@
     python benchmarks/scoring.py --test                # the test images, once, for what the table shows
     python benchmarks/scoring.py --table               # print what is there
     python benchmarks/scoring.py --only 'mint*' --budgets 0.4      # some cells
-    python benchmarks/scoring.py --network vgg16bn --weights F     # VGG16-BN, where one has been trained
+    python benchmarks/scoring.py --network vgg16bn --weights F --train 100 --device cuda    # trains it, on a GPU
+    python benchmarks/scoring.py --network vgg16bn --weights F      # the grid on VGG16-BN
 
 ResNet-56 and the images are those of ``--data``. Inner channels and residual streams are cut together, in widths
 of the target ``cpu``. Every method is run with the allocation of its paper (a global ranking, or the same share in
@@ -33,11 +34,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
+from scoring_methods import NETWORKS, Method, methods, train
 from scoring_table import table
 from torch import Tensor, nn
 
@@ -57,51 +59,6 @@ RESULTS = Path(__file__).parent / "results"
 BUDGETS, SEEDS, IMAGES, NORM_IMAGES, BATCH = (0.7, 0.5, 0.4, 0.3), (0, 1, 2), 1000, 1000, 50
 #: recovery: at one budget, so many steps, the same for all
 RECOVER_AT, STEPS = 0.4, 200
-
-
-class Method(NamedTuple):
-    """One row of the table."""
-
-    criterion: str
-    estimator: str | None = None
-    allocation: str = "auto"
-    settings: Mapping[str, Any] = {}
-    sparse: bool = False
-    #: what is gathered beside moments decides which sample it needs
-    seeded: bool = True  # whether the choice of units depends on the sample
-
-
-def own() -> dict[str, Method]:
-    """Each method with the allocation of its paper."""
-    return {
-        "mint gaussian": Method("mint", "gaussian"),
-        "mint gmi": Method("mint", "gmi"),
-        "mint acmi": Method("mint", "acmi"),
-        "thinet": Method("thinet"),
-        "taylor": Method("taylor"),
-        "nisp": Method("nisp", seeded=False),
-        "fpgm": Method("fpgm", seeded=False),
-        "magnitude": Method("magnitude", seeded=False),
-        "lamp": Method("lamp", seeded=False),
-        "bn_scale": Method("bn_scale", seeded=False),
-        "random": Method("random"),
-    }
-
-
-def methods() -> dict[str, Method]:
-    """All rows."""
-    made = own()
-    for name, method in own().items():
-        if name != "mint gaussian":
-            made[f"{name}, mint's widths"] = method._replace(allocation="mint")
-    made["mint gaussian, uniform"] = Method("mint", "gaussian", "uniform")
-    return made
-
-
-NETWORKS = {
-    "resnet56": ("resnet56-cifar10", "weights/resnet56-cifar10-jpeg.safetensors"),
-    "vgg16bn": ("vgg16-bn-cifar10", None),
-}
 
 
 class Bench:
@@ -370,6 +327,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--network", choices=list(NETWORKS), default="resnet56")
     parser.add_argument("--weights", type=Path)
+    parser.add_argument(
+        "--train", type=float, metavar="EPOCHS", help="first train the network; needs --weights"
+    )
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", default=["*"])
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
@@ -380,6 +341,11 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
+    if chosen.train:
+        if not chosen.weights:
+            parser.error("--train needs --weights: where to write them")
+        train(chosen)
+        return 0
     if not chosen.table:
         bench = Bench(chosen)
         bench.dense_cell()

@@ -18,8 +18,7 @@ tested.
 
 A unit is as important as its responses together: one for each layer that produces it (a channel of a residual
 stream has several), *normalised* where BatchNorm follows (``|gamma| s``: before that the filter's scale is
-arbitrary, after it a channel that BatchNorm silences would look as good as any; ResNet-56 cut as in
-:mod:`.taylor`, but uniformly: 62.6, before the norm 52.0, after the scale 62.8). Each group's losses sum to 1; the
+arbitrary, after it a channel that BatchNorm silences would look as good as any). Each group's losses sum to 1; the
 paper cuts each layer by a given ratio: they are not comparable between groups. No data.
 
 Approximations. The paper ranks the last hidden responses by feature selection (Inf-FS); here all outputs of the
