@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from mint_deploy.agreement import agreement
-from mint_deploy.artifacts import ConsumerMoments, Floats, Moments, PooledRows
+from mint_deploy.artifacts import ConsumerMoments, Floats, Moments
 from mint_deploy.errors import DataError
 from mint_deploy.feed import Feed, as_feed
 from mint_deploy.graph import Graph
@@ -32,6 +32,7 @@ from mint_deploy.inference import evaluating
 from mint_deploy.inputs import Call
 from mint_deploy.moments_file import read_moments, write_moments
 from mint_deploy.sensitivity import Backwards
+from mint_deploy.sums import Consumer, Seen, Sums
 from mint_deploy.taps import Read, layer_call, reading
 
 __all__ = ["EVIDENCE", "ROWS_PER_TAP", "read_moments", "sample", "write_moments"]
@@ -134,12 +135,20 @@ class _Pass:
         """See the images, the first ``backwards`` of them in both directions."""
         chosen, graph = self.chosen, self.graph
         readers = {c for g in graph.groups.values() for c in g.consumers}
+        small = sum(8 * _dimension(graph, c) ** 2 for c in readers) <= HALVES_BYTES
+        looks = settle is not None and len(chosen) > IMAGES
         collector = _Collector(
-            self.model, graph, readers, total=len(chosen), seed=self.seed, pooled=self.pooled
+            self.model,
+            graph,
+            readers,
+            total=len(chosen),
+            seed=self.seed,
+            pooled=self.pooled,
+            parts=2 if small or looks else 1,
         )
         names = {i: n for i, n in collector.names.items() if n in readers}
         watch = Backwards(self.model, names, seed=self.seed, gradients=gradients)
-        done, stopped, agreed = 0, "all images seen", None
+        done, stopped, agreed = 0, "all images seen", {}
         check = IMAGES
         with evaluating(self.model, self.device) as place:
             for (args, kwargs), y in self._batches(backwards):
@@ -154,20 +163,21 @@ class _Pass:
                 collector.turn(_count(call))
                 if self.progress is not None:
                     self.progress(done, len(chosen))
-                if settle is not None and check <= done < len(chosen) and done >= backwards:
+                if looks and check <= done < len(chosen) and done >= backwards:
                     check = 2 * done
-                    agreed = agreement(graph, *self._halves(collector, watch))
-                    if agreed >= settle:
-                        stopped = f"the halves agree on {agreed:.0%} of the units"
+                    share = agreement(graph, *self._halves(collector, watch))
+                    agreed = {"agreement": share, "agreement_images": done}
+                    if settle is not None and share >= settle:
+                        stopped = f"the halves agree on {share:.0%} of the units"
                         break
         settings = {
             "batch": self.batch,
             "rows_per_tap": ROWS_PER_TAP,
             "backwards": why,
             "stopped": stopped,
-            **({} if agreed is None else {"agreement": agreed, "agreement_images": done}),
+            **agreed,
         }
-        return self._finish(collector, watch, done, settings)
+        return self._finish(collector, watch, done, settings, keep=small)
 
     def _batches(self, backwards: int) -> Iterator[tuple[Call, Tensor | None]]:
         size = max(1, self.chosen.elements)
@@ -193,17 +203,19 @@ class _Pass:
         ]
 
     def _finish(
-        self, collector: _Collector, watch: Backwards, done: int, settings: dict[str, Any]
+        self,
+        collector: _Collector,
+        watch: Backwards,
+        done: int,
+        settings: dict[str, Any],
+        *,
+        keep: bool,
     ) -> Moments:
         felt = watch.felt()
-        size = sum(8 * len(s.halves[0].shift) ** 2 for s in collector.found.values())
-        keep = size <= HALVES_BYTES and all(collector.images)
-        halves = tuple(self._halves(collector, watch)) if keep else ()
+        halves = tuple(self._halves(collector, watch)) if keep and all(collector.images) else ()
         pooled = {n: s.pooled() for n, s in collector.found.items()} if self.pooled else {}
         whole = {}
-        for name in list(
-            collector.found
-        ):  # one by one, so that sums and moments never lie side by side
+        for name in list(collector.found):  # one by one: sums and moments never lie side by side
             sums = collector.found.pop(name)
             whole[name] = _with_sensitivity(sums.whole().finish(name), felt.get(name))
         return Moments(
@@ -216,6 +228,12 @@ class _Pass:
             gradients=watch.gradients(done),
             halves=halves,
         )
+
+
+def _dimension(graph: Graph, name: str) -> int:
+    """Return how many taps a consumer reads, at the most."""
+    shape, layer = graph.shapes[name], graph.layers[name]
+    return layer.groups * math.prod(shape) // max(1, shape[layer.out_dim])
 
 
 def _count(call: Call) -> int:
@@ -232,95 +250,6 @@ def _with_sensitivity(c: ConsumerMoments, felt: Floats | None) -> ConsumerMoment
     return dataclasses.replace(c, sensitivity=felt)
 
 
-@dataclass
-class _Sums:
-    """Streaming sums; shifted by the first batch's mean, so that little cancels."""
-
-    of: _Consumer
-    shift: Tensor
-    first: Tensor
-    second: Tensor
-    rows: int = 0
-
-    def add(self, taps: Tensor) -> None:
-        """Add rows ``[R, D]`` in double precision, shifted."""
-        self.first += taps.sum(0)
-        if (
-            taps.device.type == "cpu"
-        ):  # numpy sees that the product is symmetric, and halves the work
-            self.second += torch.from_numpy(taps.numpy().T @ taps.numpy())
-        else:
-            self.second.addmm_(taps.t(), taps)
-        self.rows += len(taps)
-
-    def finish(self, name: str) -> ConsumerMoments:
-        """Return mean and covariance.
-
-        Raises:
-            DataError: they are not numbers.
-        """
-        mean = self.first / self.rows
-        covariance = torch.addr(self.second / self.rows, mean, mean, alpha=-1)
-        if not bool(torch.isfinite(covariance).all()):
-            raise DataError(
-                f"the input of '{name}' holds NaN or infinite values on the sample; check the "
-                "images and the weights before it"
-            )
-        of = self.of
-        return ConsumerMoments(
-            name=name,
-            kind=of.kind,
-            channels=of.channels,
-            taps=of.taps,
-            groups=of.groups,
-            bias=of.bias,
-            normalised=of.normalised,
-            rows=self.rows,
-            mean=(mean + self.shift).cpu().numpy(),
-            covariance=((covariance + covariance.t()) / 2).cpu().numpy(),
-            weight=of.weight,
-            sensitivity=np.zeros((len(of.weight),) * 2),
-        )
-
-
-@dataclass(frozen=True)
-class _Consumer:
-    """What is known of a layer before any row is seen."""
-
-    kind: str
-    channels: int
-    taps: int
-    groups: int
-    bias: str | None
-    normalised: bool
-    weight: Any
-
-
-@dataclass
-class _Both:
-    """The two halves of one consumer's sums, and its pooled rows."""
-
-    halves: tuple[_Sums, _Sums]
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
-
-    def whole(self) -> _Sums:
-        """Join the halves, into the first."""
-        one, two = self.halves
-        if two.rows:
-            one.first += two.first
-            one.second += two.second
-            one.rows += two.rows
-        return one
-
-    def pooled(self) -> PooledRows:
-        """Return the paired rows."""
-        return PooledRows(
-            inputs=torch.cat(self.inputs).float().cpu().numpy(),
-            outputs=torch.cat(self.outputs).float().cpu().numpy(),
-        )
-
-
 class _Collector(TorchFunctionMode):
     """Watches calls of convolution and linear, whichever module or function makes them."""
 
@@ -333,6 +262,7 @@ class _Collector(TorchFunctionMode):
         total: int,
         seed: int,
         pooled: bool,
+        parts: int,
     ) -> None:
         super().__init__()
         own: Mapping[str, nn.Parameter] = dict(model.named_parameters())
@@ -341,9 +271,9 @@ class _Collector(TorchFunctionMode):
         self.layers = graph.layers
         self.total = max(1, min(total, IMAGES))
         self.random = torch.Generator().manual_seed(seed)
-        self.found: dict[str, _Both] = {}
+        self.found: dict[str, Seen] = {}
         self.half, self.images = 0, [0, 0]
-        self.with_means = pooled
+        self.with_means, self.parts = pooled, parts
 
     def turn(self, images: int) -> None:
         """Count a batch; the next one belongs to the other half."""
@@ -376,7 +306,7 @@ class _Collector(TorchFunctionMode):
         per_image = math.ceil(wanted / self.total / max(1, layer.calls))
         rows = read.rows(per_image, self.random).detach().double()
         if name not in self.found:
-            of = _Consumer(
+            of = Consumer(
                 layer.kind,
                 read.channels,
                 read.taps,
@@ -386,10 +316,10 @@ class _Collector(TorchFunctionMode):
                 read.weight.detach().float().cpu().numpy(),
             )
             shift = rows.mean(0)
-            one, two = (
-                _Sums(of, shift, torch.zeros_like(shift), rows.new_zeros((len(shift),) * 2))
-                for _ in range(2)
+            sums = tuple(
+                Sums(of, shift, torch.zeros_like(shift), rows.new_zeros((len(shift),) * 2))
+                for _ in range(self.parts)
             )
-            self.found[name] = _Both((one, two))
-        sums = self.found[name].halves[self.half]
-        sums.add(rows - sums.shift)
+            self.found[name] = Seen(sums)
+        mine = self.found[name].halves[self.half % self.parts]
+        mine.add(rows - mine.shift)

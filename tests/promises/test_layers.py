@@ -21,8 +21,8 @@ LAYERS = {
     "host": {
         "user_code", "models", "data", "inference", "inputs", "intervals", "evaluate", "batchnorm",
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
-        "moments", "moments_file", "taps", "feed", "agreement", "covariance", "readers", "dependency", "sparsity",
-        "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
+        "moments", "moments_file", "sums", "taps", "feed", "agreement", "covariance", "readers",
+        "dependency", "sparsity", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
         "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
         "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check",
         "pt2_formula", "compose", "plan_file", "loading", "user_model", "attention",
