@@ -58,7 +58,7 @@ from mint_deploy.surgery import cut
 RESULTS = Path(__file__).parent / "results"
 BUDGETS, SEEDS, IMAGES, NORM_IMAGES, BATCH = (0.7, 0.5, 0.4, 0.3), (0, 1, 2), 1000, 1000, 50
 #: recovery: at one budget, so many steps, the same for all
-RECOVER_AT, STEPS = 0.4, 200
+RECOVER_AT, STEPS, RECOVERY_BATCH = 0.3, 200, 64
 
 
 class Bench:
@@ -240,8 +240,14 @@ class Bench:
             plan, _ = self.plan(method, RECOVER_AT, 0)
             model = self.repaired(plan, 0, weights=True)
             before = self.cells[f"{RECOVER_AT}/{name}/0"]["refit"]
-        epochs = STEPS * 128 / len(self.data.train)
-        trained = md.recover(model, self.data, teacher=self.dense, epochs=epochs, seed=0)
+        trained = md.recover(
+            model,
+            self.data.train,  # no validation: the last state, and nothing is chosen
+            teacher=self.dense,
+            steps=STEPS,
+            batch=RECOVERY_BATCH,
+            seed=0,
+        )
         self.keep(
             key,
             {
@@ -298,10 +304,15 @@ def wanted(chosen: argparse.Namespace) -> Iterator[tuple[str, Method, float, int
         for name, method in methods().items()
         if any(fnmatch(name, pattern) for pattern in chosen.only)
     ]
-    if chosen.part:
-        mine, of = (int(n) for n in chosen.part.split("/"))
-        every = every[mine::of]
-    yield from every
+    yield from part_of(every, chosen.part)
+
+
+def part_of(every: list[Any], part: str | None) -> list[Any]:
+    """Return what one of several runs does."""
+    if not part:
+        return every
+    mine, of = (int(n) for n in part.split("/"))
+    return every[mine::of]
 
 
 def best(found: Mapping[str, Any], count: int) -> list[str]:
@@ -350,10 +361,9 @@ def main() -> int:
         bench = Bench(chosen)
         bench.dense_cell()
         if chosen.recover:
-            bench.recover_cell("dense", None)
-            control = "random, mint's widths"
-            for name in [*best(bench.cells, 6), control]:
-                bench.recover_cell(name, methods()[name])
+            controls = ["dense", "random, mint's widths"]
+            for name in part_of([*controls, *best(bench.cells, 6)], chosen.part):
+                bench.recover_cell(name, methods().get(name))
         elif chosen.sparse:
             bench.sparse_cells()
         elif chosen.test:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ does
     from mint_deploy.compare import compare
     from mint_deploy.compose import compose
     from mint_deploy.criteria import score
+    from mint_deploy.dependency import dependency
     from mint_deploy.errors import MintDeployError
     from mint_deploy.export import export
     from mint_deploy.loading import load
@@ -53,6 +54,7 @@ __all__ = [
     "trace",
     "sample",
     "score",
+    "dependency",
     "plan",
     "cut",
     "remove_dead",
@@ -87,6 +89,7 @@ _WHERE = {
     "trace": "trace",
     "sample": "moments",
     "score": "criteria",
+    "dependency": "dependency",
     "plan": "plan",
     "cut": "surgery",
     "remove_dead": "lossless",

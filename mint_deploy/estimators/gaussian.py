@@ -33,7 +33,6 @@ add. The conditional-information view is MINT's (Ganesh, Corso, Sekeh 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -43,7 +42,7 @@ from mint_deploy.estimators._gaussian_arrays import dependency
 from mint_deploy.graph import Graph
 from mint_deploy.readers import Reader, forget, readers_of
 
-__all__ = ["NEEDS", "dependency", "eliminate", "rank"]
+__all__ = ["NEEDS", "along", "dependency", "eliminate", "rank", "states_of"]
 
 #: what :func:`mint_deploy.sample` has to gather
 NEEDS = ("moments", "sensitivity")
@@ -61,7 +60,8 @@ def rank(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    **settings: Any,
+    floor: str = "output",
+    noise: float = NOISE,
 ) -> Importance:
     """Eliminate the units of every group that some sampled consumer reads.
 
@@ -73,9 +73,9 @@ def rank(
     for i, (name, group) in enumerate(graph.groups.items()):
         readers = readers_of(group, moments, caches[0])
         if readers:
-            loss, order = eliminate(readers, group.size, **settings)
+            loss, order = eliminate(readers, group.size, floor=floor, noise=noise)
             seen = [
-                along(readers_of(group, half, cache), order, **settings)
+                along(readers_of(group, half, cache), order, floor=floor, noise=noise)
                 for half, cache in zip(moments.halves, caches[1:], strict=True)
             ]
             spread = np.abs(seen[0] - seen[1]) / 2 if len(seen) == 2 else None
@@ -89,9 +89,9 @@ def rank(
         criterion="mint",
         estimator="gaussian",
         seed=seed,
-        comparable=settings.get("floor", "output") == "output"
+        comparable=floor == "output"
         and any(c.sensitivity.any() for c in moments.consumers.values()),
-        settings=settings,
+        settings={"floor": floor, **({"noise": noise} if floor == "variance" else {})},
     )
 
 
@@ -113,7 +113,7 @@ def eliminate(
     Raises:
         MintDeployError: an unknown floor, or a noise that is not positive.
     """
-    states = _states(readers, units, floor, noise)
+    states = states_of(readers, units, floor, noise)
     loss = np.zeros(units)
     order = np.empty(units, dtype=np.int64)
     for step in range(units):
@@ -131,14 +131,15 @@ def along(
     readers: Sequence[Reader], order: Ints, *, floor: str = "output", noise: float = NOISE
 ) -> Floats:
     """Return ``loss [U]`` of units that leave in a given order; settings and errors of :func:`eliminate`."""
-    states = _states(readers, len(order), floor, noise)
+    states = states_of(readers, len(order), floor, noise)
     loss = np.zeros(len(order))
     for out in order.tolist():
         loss[out] = sum(state.drop(out) for state in states)
     return loss
 
 
-def _states(readers: Sequence[Reader], units: int, floor: str, noise: float) -> list[_State]:
+def states_of(readers: Sequence[Reader], units: int, floor: str, noise: float) -> list[_State]:
+    """Return every reader as it is before any unit leaves; settings and errors of :func:`eliminate`."""
     if floor not in FLOORS:
         raise UnknownName("noise floor", floor, FLOORS)
     if not noise > 0:
