@@ -362,7 +362,12 @@ def main() -> int:
         bench.dense_cell()
         if chosen.recover:
             controls = ["dense", "random, mint's widths"]
-            for name in part_of([*controls, *best(bench.cells, 6)], chosen.part):
+            names = [*controls, *best(bench.cells, 6)]
+            if chosen.only != ["*"]:
+                names = [
+                    n for n in ("dense", *methods()) if any(fnmatch(n, p) for p in chosen.only)
+                ]
+            for name in part_of(names, chosen.part):
                 bench.recover_cell(name, methods().get(name))
         elif chosen.sparse:
             bench.sparse_cells()

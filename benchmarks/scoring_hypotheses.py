@@ -137,18 +137,30 @@ HYPOTHESES: dict[str, dict[str, tuple[Score, bool]]] = {
         "gaussian: groups compared by shares of their sum": (by_group, False),
     },
     "gmi": {
-        "gmi: the default": (plain(estimator="gmi"), True),
-        "gmi: rows unpaired, as published": (plain(estimator="gmi", paired=False), True),
-        "gmi: condition all, as published": (plain(estimator="gmi", condition="all"), True),
-        "gmi: condition all, rows unpaired": (
-            plain(estimator="gmi", condition="all", paired=False), True,
+        "gmi: the default (condition pca, times the consumer's weights)": (
+            plain(estimator="gmi"), True,
         ),
-        "gmi: no condition": (plain(estimator="gmi", condition="none"), True),
-        "gmi: condition top-k, k = 1": (plain(estimator="gmi", condition="top-k", k=1), True),
-        "gmi: condition top-k, k = 4": (plain(estimator="gmi", condition="top-k", k=4), True),
-        "gmi: times the consumer's weights": (plain(estimator="gmi", weighted=True), True),
         "gmi: no condition, times the weights": (
-            plain(estimator="gmi", condition="none", weighted=True), True,
+            plain(estimator="gmi", condition="none"), True,
+        ),
+        "gmi: condition pca, no weights": (plain(estimator="gmi", weighted=False), True),
+        "gmi: condition pca, no weights, rows unpaired": (
+            plain(estimator="gmi", weighted=False, paired=False), True,
+        ),
+        "gmi: condition all, no weights (the paper's form)": (
+            plain(estimator="gmi", condition="all", weighted=False), True,
+        ),
+        "gmi: condition all, no weights, rows unpaired (the published code)": (
+            plain(estimator="gmi", condition="all", weighted=False, paired=False), True,
+        ),
+        "gmi: no condition, no weights": (
+            plain(estimator="gmi", condition="none", weighted=False), True,
+        ),
+        "gmi: condition top-k, k = 1, no weights": (
+            plain(estimator="gmi", condition="top-k", k=1, weighted=False), True,
+        ),
+        "gmi: condition top-k, k = 4, no weights": (
+            plain(estimator="gmi", condition="top-k", k=4, weighted=False), True,
         ),
     },
     "acmi": {

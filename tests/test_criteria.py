@@ -141,6 +141,10 @@ def test_errors(resnet: tuple[nn.Module, md.Graph, md.Moments]) -> None:
         md.score(graph, criterion="magnitud")
     with pytest.raises(UnknownName, match="no estimator named 'gausian'"):
         md.score(graph, moments, estimator="gausian")
+    with pytest.raises(UnknownName, match="no setting of estimator 'gaussian' named 'flor'"):
+        md.score(graph, moments, flor="output")
+    with pytest.raises(UnknownName, match="did you mean 'paired'"):
+        md.score(graph, moments, estimator="gmi", pared=False)
     other, inputs = build("resnet20")
     with pytest.raises(DataError, match="belong to another model"):
         md.score(trace(other, inputs), _renamed(moments, "layer1.0.conv2.weight"))

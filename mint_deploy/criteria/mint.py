@@ -14,8 +14,6 @@ from mint_deploy.graph import Graph
 __all__ = ["needs", "score"]
 
 DEFAULT = "gaussian"
-#: what every estimator is given
-_OURS = {"seed", "progress"}
 
 
 def needs(estimator: str | None = None) -> tuple[str, ...]:
@@ -40,15 +38,19 @@ def score(
         UnknownName: no such estimator, or it has no such setting.
     """
     module = plugins.load("estimator", estimator)
-    known = [
-        p.name
-        for p in inspect.signature(module.rank).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    ]
+    known = _settings(module.rank)
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(module.rank).parameters.values()):
+        known |= _settings(module.dependency)  # what it hands on
     for name in settings:
         if name not in known:
-            raise UnknownName(f"setting of estimator '{estimator}'", name, sorted({*known} - _OURS))
+            raise UnknownName(f"setting of estimator '{estimator}'", name, sorted(known))
     if moments is None:
         raise DataError("criterion 'mint' needs moments; call sample(model, graph, data) first")
     ranked: Importance = module.rank(graph, moments, seed=seed, progress=progress, **settings)
     return ranked
+
+
+def _settings(function: Callable[..., Any]) -> set[str]:
+    """Return the names of a function's settings, less what every estimator is given."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"seed", "progress"}

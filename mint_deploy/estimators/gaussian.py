@@ -14,9 +14,11 @@ variance ``n_o`` the information that leaves is
 with ``s2_o`` the residual variance already there (zero at first, grown by each ``d_o``). The floor:
 
 ``output`` (the default)
-    ``n_o = 1 / F_o``, the error variance at which the network's OUTPUT begins to feel output ``o`` (its Fisher
-    information, :mod:`mint_deploy.sensitivity`). Losses are then nats of the predicted distribution, and can be
-    compared between layers.
+    the outputs are turned into the eigenvectors of ``F``, the Gram matrix of the Jacobian of the network's outputs
+    (:mod:`mint_deploy.sensitivity`), and ``n_o = 1 / F_o`` with ``F_o`` its eigenvalues: the error variance that
+    becomes as large as the variance of the network's OUTPUT. Losses then compare between layers. While errors are
+    small, ``loss = trace(F E) / 2`` with ``E`` the covariance of the error: structured pruning by K-FAC (kin to
+    Wang et al. 2019, *EigenDamage*), with the Jacobian in the place of the Fisher information.
 ``variance``
     ``n_o = noise v_o``, a share of the output's own variance. As ``noise`` grows, the order becomes that of
     backward least-squares channel selection, kin to ThiNet (Luo et al. 2017) and He et al. 2017.
@@ -27,7 +29,8 @@ The unit with the least loss leaves; ``K`` and ``W`` are downdated,
 
 so one inverse a layer is enough. Conditioning on the *survivors* keeps one of two equal filters, where
 conditioning on all the others drops both. A unit read by several consumers leaves all of them at once: the losses
-add. The conditional-information view is MINT's (Ganesh, Corso, Sekeh 2020).
+add. The conditional-information view is MINT's (Ganesh, Corso, Sekeh 2020), the surgeon's update Hassibi and
+Stork's (1993).
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def rank(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     out_groups: int | None = 16,
-    weighted: bool = False,
+    weighted: bool = True,
     most_removed: float = 0.9,
     condition: str = "pca",
     k: int | None = None,
@@ -251,8 +251,8 @@ def rank(
         seed: of the thirds.
         progress: called with ``(consumers done, consumers)``.
         out_groups: into how many groups a consumer's outputs are joined at the most; ``None``: each alone.
-        weighted: multiply each value by the norm of the weights it stands for, relative to the consumer's largest
-            (the step that SNACS adds).
+        weighted: multiply each value by the norm of the weights it stands for, relative to the consumer's largest,
+            the step that SNACS adds, and the largest gain here (docs/scoring.md); False as published.
         most_removed: MINT's upper limit: at most this share of a group leaves (0 to 1).
         condition: of :func:`dependency`, as are
         k: inputs or directions in the condition,
