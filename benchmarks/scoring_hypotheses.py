@@ -25,6 +25,7 @@ import torch
 from scoring_table import spread
 
 import mint_deploy as md
+from mint_deploy import sensitivity
 from mint_deploy.artifacts import ConsumerMoments
 from mint_deploy.estimators import gaussian
 
@@ -79,6 +80,20 @@ def first_reader(bench: scoring.Bench, moments: md.Moments) -> md.Importance:
         return md.score(bench.graph, dataclasses.replace(moments, halves=()))
 
 
+def fisher(bench: scoring.Bench, moments: md.Moments) -> md.Importance:
+    """The Fisher information of the predicted distribution in the place of the Jacobian (K-FAC's own factor)."""
+
+    def log_likelihood(outputs: list[torch.Tensor], random: torch.Generator) -> torch.Tensor:
+        logs = outputs[0].log_softmax(1)
+        drawn = torch.multinomial(logs.detach().exp(), 1, generator=random)
+        return logs.gather(1, drawn).sum()
+
+    with mock.patch.object(sensitivity, "_projection", log_likelihood):
+        train, images = bench.data.train, scoring.IMAGES
+        made = md.sample(bench.dense, bench.graph, train, images=images, seed=moments.seed)
+    return md.score(bench.graph, dataclasses.replace(made, halves=()))
+
+
 def pooled(moments: md.Moments) -> md.Moments:
     """Spatial means in the place of taps: what the published method looks at."""
     made = {}
@@ -116,6 +131,7 @@ HYPOTHESES: dict[str, dict[str, tuple[Score, bool]]] = {
     "gaussian": {
         "gaussian: the default": (plain(), False),
         "gaussian: errors of different outputs do not meet": (on(consumers(diagonal)), False),
+        "gaussian: Fisher information instead of the Jacobian": (fisher, False),
         "gaussian: all outputs count the same (variance floor 1e-4)": (
             plain(floor="variance", noise=1e-4), True,
         ),

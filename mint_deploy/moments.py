@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from mint_deploy.agreement import agreement
 from mint_deploy.artifacts import ConsumerMoments, Floats, Moments
+from mint_deploy.blas import few_threads
 from mint_deploy.errors import DataError
 from mint_deploy.feed import Feed, as_feed
 from mint_deploy.graph import Graph
@@ -150,7 +151,7 @@ class _Pass:
         watch = Backwards(self.model, names, seed=self.seed, gradients=gradients)
         done, stopped, agreed = 0, "all images seen", {}
         check = IMAGES
-        with evaluating(self.model, self.device) as place:
+        with evaluating(self.model, self.device) as place, few_threads():
             for (args, kwargs), y in self._batches(backwards):
                 call: Call = tree_map_only(Tensor, lambda x: x.to(place), (args, kwargs))
                 if done < backwards:

@@ -40,9 +40,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mint_deploy.artifacts import Floats, GroupImportance, Importance, Ints, Moments
+from mint_deploy.blas import few_threads
 from mint_deploy.errors import MintDeployError, UnknownName
 from mint_deploy.estimators._gaussian_arrays import dependency
-from mint_deploy.graph import Graph
+from mint_deploy.graph import Graph, Group
 from mint_deploy.readers import Reader, forget, readers_of
 
 __all__ = ["NEEDS", "along", "dependency", "eliminate", "rank", "states_of"]
@@ -74,15 +75,10 @@ def rank(
     caches: list[dict[str, tuple[Floats, Floats]]] = [{} for _ in (moments, *moments.halves)]
     groups = {}
     for i, (name, group) in enumerate(graph.groups.items()):
-        readers = readers_of(group, moments, caches[0])
-        if readers:
-            loss, order = eliminate(readers, group.size, floor=floor, noise=noise)
-            seen = [
-                along(readers_of(group, half, cache), order, floor=floor, noise=noise)
-                for half, cache in zip(moments.halves, caches[1:], strict=True)
-            ]
-            spread = np.abs(seen[0] - seen[1]) / 2 if len(seen) == 2 else None
-            groups[name] = GroupImportance(loss=loss, order=order, spread=spread)
+        with few_threads(_largest(group, moments)):
+            found = _ranked(group, moments, caches, floor, noise)
+        if found is not None:
+            groups[name] = found
         for cache in caches:
             forget(graph, cache, i)
         if progress is not None:
@@ -96,6 +92,31 @@ def rank(
         and any(c.sensitivity.any() for c in moments.consumers.values()),
         settings={"floor": floor, **({"noise": noise} if floor == "variance" else {})},
     )
+
+
+def _largest(group: Group, moments: Moments) -> int:
+    """Return how many taps the widest reader of a group has."""
+    known = (moments.consumers.get(m.tensor) for m in group.members if m.reads)
+    return max((len(c.mean) // c.groups for c in known if c is not None), default=0)
+
+
+def _ranked(
+    group: Group,
+    moments: Moments,
+    caches: Sequence[dict[str, tuple[Floats, Floats]]],
+    floor: str,
+    noise: float,
+) -> GroupImportance | None:
+    readers = readers_of(group, moments, caches[0])
+    if not readers:
+        return None
+    loss, order = eliminate(readers, group.size, floor=floor, noise=noise)
+    seen = [
+        along(readers_of(group, half, cache), order, floor=floor, noise=noise)
+        for half, cache in zip(moments.halves, caches[1:], strict=True)
+    ]
+    spread = np.abs(seen[0] - seen[1]) / 2 if len(seen) == 2 else None
+    return GroupImportance(loss=loss, order=order, spread=spread)
 
 
 def eliminate(

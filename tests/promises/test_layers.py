@@ -21,7 +21,7 @@ LAYERS = {
     "host": {
         "user_code", "models", "data", "inference", "inputs", "intervals", "evaluate", "batchnorm",
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
-        "moments", "moments_file", "sums", "taps", "feed", "agreement", "covariance", "readers",
+        "moments", "moments_file", "sums", "taps", "feed", "agreement", "blas", "covariance", "readers",
         "dependency", "sparsity", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
         "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
         "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check",
