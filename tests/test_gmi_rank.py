@@ -56,7 +56,7 @@ def test_every_structure_is_ranked(name: str) -> None:
 
 def test_a_score_is_the_mean_over_outputs_summed_over_consumers(resnet: Any) -> None:
     _, graph, moments = resnet
-    found = rank(graph, moments, seed=2, condition="none", out_groups=3)
+    found = rank(graph, moments, seed=2, condition="none", out_groups=3, weighted=False)
     assert found.comparable
     assert (found.criterion, found.estimator, found.seed) == ("mint", "gmi", 2)
     for name, group in graph.groups.items():
@@ -84,7 +84,7 @@ def test_units_of_several_channels_are_joined() -> None:
         (g, m) for g in graph.groups.values() for m in g.members if m.reads and m.index.shape[1] > 1
     )
     rows = moments.pooled[member.tensor]
-    found = rank(graph, moments, condition="none", out_groups=None)
+    found = rank(graph, moments, condition="none", out_groups=None, weighted=False)
     expected = dependency(rows.outputs, rows.inputs, in_groups=list(member.index), condition="none")
     matrix = found.dependency[member.tensor]
     for unit, channels in enumerate(member.index):
@@ -98,7 +98,7 @@ def test_each_group_of_a_grouped_convolution_reads_its_own() -> None:
     known, rows = moments.consumers[name], moments.pooled[name]
     width = known.channels // known.groups
     tall = rows.outputs.shape[1] // known.groups
-    found = rank(graph, moments, condition="none", out_groups=None).dependency[name]
+    found = rank(graph, moments, condition="none", out_groups=None, weighted=False).dependency[name]
     blocks = [
         dependency(
             rows.outputs[:, b * tall : (b + 1) * tall],
