@@ -8,8 +8,9 @@ independent from position to position, changes the network's outputs by a mean s
 of their variance. It has the place of the output factor of K-FAC (Martens and Grosse 2015; Grosse and Martens 2016
 for convolutions): errors that cancel further on, because the next layers read only their sum, cost nothing.
 
-K-FAC's own factor, the Fisher information of the predicted distribution, was measured beside it and is worse the
-more is cut (docs/scoring.md): a confident prediction feels no small error, and so says nothing about large ones.
+K-FAC's own factor, the Fisher information of the predicted distribution, was measured beside it and is worse
+(docs/scoring.md; one budget, one seed): a confident prediction feels no small error, and so says nothing about
+large ones.
 No labels are needed.
 
 The same backward pass gives the mean gradient of the labelled loss, for the criteria that ask for it.
