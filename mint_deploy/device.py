@@ -63,6 +63,12 @@ MODULES = (
     "statistics.py",
     "target.py",
     "trtexec.py",
+    "values/__init__.py",
+    "values/basic.py",
+    "values/delivery.py",
+    "values/measuring.py",
+    "values/planning.py",
+    "values/scoring.py",
 )
 _NETWORKS = ("dense", "slim")
 _LOWEST = (3, 10)

@@ -12,7 +12,7 @@ from strange_runtime import QUICK
 
 from mint_deploy import bench, files, plugins
 from mint_deploy._bench_worker import random_inputs, timed, warm_up
-from mint_deploy.artifacts import Comparison, Engine, Measurement, TensorSpec
+from mint_deploy.artifacts import SCHEMA, Comparison, Engine, Measurement, TensorSpec
 from mint_deploy.bench import Settings, measure
 from mint_deploy.errors import ConfigError, DataError, UnknownName
 from mint_deploy.machine import probe
@@ -247,7 +247,7 @@ def test_a_file_that_cannot_be_read_names_the_line(tmp_path):
     path.write_text(text.replace('"kind": "Measurement"', '"kind": "Other"', 1))
     with pytest.raises(DataError, match="line 1 is not a measurement"):
         bench.read(path)
-    path.write_text(text.replace('"schema": 1', '"schema": 99'))
+    path.write_text(text.replace(f'"schema": {SCHEMA}', '"schema": 99'))
     with pytest.raises(DataError, match="schema 99"):
         bench.read(path)
     path.write_text("\n")
