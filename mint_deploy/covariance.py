@@ -7,7 +7,7 @@ import numpy as np
 from mint_deploy.artifacts import ConsumerMoments, Floats
 from mint_deploy.errors import DataError
 
-__all__ = ["ENOUGH_ROWS", "RIDGE", "covariance", "inverse"]
+__all__ = ["ENOUGH_ROWS", "RIDGE", "covariance", "inverse", "upper"]
 
 #: ridge, as a share of each tap's variance, and of the mean variance for taps that hardly vary
 RIDGE, FLOOR = 1e-6, 1e-9
@@ -45,14 +45,30 @@ def inverse(S: Floats) -> Floats:
     Raises:
         DataError: the matrix is not positive definite.
     """
-    from scipy.linalg.lapack import dpotrf, dpotri
+    from scipy.linalg.lapack import dpotri
 
+    K: Floats = dpotri(_factor(S), lower=True, overwrite_c=True)[0]
+    K += np.tril(K, -1).T
+    return np.ascontiguousarray(K)
+
+
+def upper(S: Floats) -> Floats:
+    """Return the upper triangular ``U`` of ``S = U U^T`` (Cholesky from the last row to the first).
+
+    Raises:
+        DataError: the matrix is not positive definite.
+    """
+    return _factor(S[::-1, ::-1])[::-1, ::-1]
+
+
+def _factor(S: Floats) -> Floats:
+    from scipy.linalg.lapack import dpotrf
+
+    factor: Floats
     factor, wrong = dpotrf(S, lower=True, clean=True)
     if wrong:
         raise DataError(
             f"a covariance of {len(S)} taps is not positive definite (at {wrong}); look for NaN or "
             "infinite values in the moments, or sample anew"
         )
-    K: Floats = dpotri(factor, lower=True, overwrite_c=True)[0]
-    K += np.tril(K, -1).T
-    return np.ascontiguousarray(K)
+    return factor

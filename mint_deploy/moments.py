@@ -33,8 +33,8 @@ from mint_deploy.inference import evaluating
 from mint_deploy.inputs import Call
 from mint_deploy.moments_file import read_moments, write_moments
 from mint_deploy.sensitivity import Backwards
-from mint_deploy.sums import Consumer, Seen, Sums
-from mint_deploy.taps import Read, layer_call, reading
+from mint_deploy.sums import Consumer, Seen, Sums, add_up
+from mint_deploy.taps import Draw, Read, layer_call, reading
 
 __all__ = ["EVIDENCE", "ROWS_PER_TAP", "read_moments", "sample", "write_moments"]
 
@@ -271,13 +271,17 @@ class _Collector(TorchFunctionMode):
         self.names = {id(own[n]): n for n in graph.tensors if n in wanted and n in own}
         self.layers = graph.layers
         self.total = max(1, min(total, IMAGES))
-        self.random = torch.Generator().manual_seed(seed)
+        self.draw = Draw(seed)
         self.found: dict[str, Seen] = {}
+        self.waiting: list[tuple[Sums, Tensor]] = []
         self.half, self.images = 0, [0, 0]
         self.with_means, self.parts = pooled, parts
 
     def turn(self, images: int) -> None:
-        """Count a batch; the next one belongs to the other half."""
+        """Count a batch and add its rows up; the next one belongs to the other half."""
+        add_up(self.waiting)
+        self.waiting.clear()
+        self.draw.turn()
         self.images[self.half] += images
         self.half = 1 - self.half
 
@@ -305,7 +309,7 @@ class _Collector(TorchFunctionMode):
         dimension = read.channels * read.taps
         wanted = max(ROWS_PER_TAP * dimension, LEAST_ROWS)
         per_image = math.ceil(wanted / self.total / max(1, layer.calls))
-        rows = read.rows(per_image, self.random).detach().double()
+        rows = read.rows(per_image, self.draw).detach()
         if name not in self.found:
             of = Consumer(
                 layer.kind,
@@ -316,11 +320,10 @@ class _Collector(TorchFunctionMode):
                 layer.normalised,
                 read.weight.detach().float().cpu().numpy(),
             )
-            shift = rows.mean(0)
+            shift = rows.double().mean(0)
             sums = tuple(
-                Sums(of, shift, torch.zeros_like(shift), rows.new_zeros((len(shift),) * 2))
+                Sums(of, shift, torch.zeros_like(shift), shift.new_zeros((len(shift),) * 2))
                 for _ in range(self.parts)
             )
             self.found[name] = Seen(sums)
-        mine = self.found[name].halves[self.half % self.parts]
-        mine.add(rows - mine.shift)
+        self.waiting.append((self.found[name].halves[self.half % self.parts], rows))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from mint_deploy.artifacts import ConsumerMoments, Floats, Moments
-from mint_deploy.covariance import covariance, inverse
+from mint_deploy.artifacts import ConsumerMoments, Floats, Ints, Moments
+from mint_deploy.covariance import covariance, inverse, upper
 from mint_deploy.errors import DataError
 from mint_deploy.graph import Graph, Group
 
-__all__ = ["Reader", "columns", "forget", "readers_of"]
+__all__ = ["Leaving", "Reader", "columns", "forget", "leaving", "readers_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,73 @@ class Reader:
     sensitivity: Floats
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """One consumer as it meets units that leave in a known order.
+
+    ``rows`` is ``[U b, outputs]``, in that order: the squares of a unit's ``b`` rows sum to what its leaving adds
+    to the residual variance of each output. ``variance`` and ``sensitivity`` as in :class:`Reader`.
+    """
+
+    rows: Floats
+    variance: Floats
+    sensitivity: Floats
+
+
 def columns(moments: ConsumerMoments, channels: np.ndarray) -> np.ndarray:
     """Return the tap columns of input channels ``[..., m]`` as ``[..., m * taps]``."""
     wide = channels[..., None] * moments.taps + np.arange(moments.taps)
     return np.asarray(wide.reshape(*channels.shape[:-1], -1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one of a consumer's groups has to do with a pruning group: its taps, its outputs, its weights."""
+
+    name: str
+    known: ConsumerMoments
+    block: np.ndarray | None
+    outputs: slice
+    weight: Floats
+    at: np.ndarray
+
+    def covariance(self) -> Floats:
+        S = covariance(self.known)
+        return S if self.block is None else S[np.ix_(self.block, self.block)]
+
+    @property
+    def sensitivity(self) -> Floats:
+        return self.known.sensitivity[self.outputs, self.outputs]
+
+    def variance(self, S: Floats) -> Floats:
+        W = self.weight
+        return np.asarray(np.einsum("oi,oi->o", W @ S, W))
+
+
+def _shares(group: Group, moments: Moments) -> Iterator[_Share]:
+    """Yield every consumer of a group; a grouped convolution reads the same positions in each of its groups."""
+    for member in group.members:
+        known = moments.consumers.get(member.tensor)
+        if known is None or not member.reads:
+            continue
+        if known.channels * known.taps != len(known.mean) or (
+            known.groups == 1 and member.length != known.channels
+        ):
+            raise DataError(
+                f"the moments of '{member.tensor}' belong to another model; sample anew"
+            )
+        width, rows = known.channels // known.groups, len(known.weight) // known.groups
+        for g in range(known.groups):
+            mine = slice(g * rows, (g + 1) * rows)
+            alone = known.groups == 1
+            yield _Share(
+                f"{member.tensor}/{g}",
+                known,
+                None if alone else columns(known, np.arange(g * width, (g + 1) * width)),
+                mine,
+                np.asarray(known.weight[mine], dtype=np.float64),
+                columns(known, member.index).reshape(-1),
+            )
 
 
 def readers_of(
@@ -47,40 +111,41 @@ def readers_of(
     """
     cache = {} if cache is None else cache
     out = []
-    for member in group.members:
-        known = moments.consumers.get(member.tensor)
-        if known is None or not member.reads:
-            continue
-        if known.channels * known.taps != len(known.mean) or (
-            known.groups == 1 and member.length != known.channels
-        ):
-            raise DataError(
-                f"the moments of '{member.tensor}' belong to another model; sample anew"
+    for share in _shares(group, moments):
+        if share.name not in cache:
+            S = share.covariance()
+            cache[share.name] = (share.variance(S), inverse(S))
+        variance, K = cache[share.name]
+        out.append(
+            Reader(
+                name=share.name,
+                precision=K[np.ix_(share.at, share.at)],
+                weight=share.weight[:, share.at],
+                variance=variance,
+                sensitivity=share.sensitivity,
             )
-        width = known.channels // known.groups
-        rows = len(known.weight) // known.groups
-        S: Floats | None = None
-        for g in range(known.groups):
-            key = f"{member.tensor}/{g}"
-            mine = slice(g * rows, (g + 1) * rows)
-            W = np.asarray(known.weight[mine], dtype=np.float64)
-            if key not in cache:
-                S = covariance(known) if S is None else S
-                block = columns(known, np.arange(g * width, (g + 1) * width))
-                own = S if known.groups == 1 else S[np.ix_(block, block)]
-                cache[key] = (np.einsum("oi,oi->o", W @ own, W), inverse(own))
-            variance, K = cache[key]
-            at = columns(known, member.index).reshape(-1)
-            out.append(
-                Reader(
-                    name=key,
-                    precision=K[np.ix_(at, at)],
-                    weight=W[:, at],
-                    variance=variance,
-                    sensitivity=known.sensitivity[mine, mine],
-                )
-            )
+        )
     return out
+
+
+def leaving(group: Group, moments: Moments, order: Ints) -> Iterator[Leaving]:
+    """Yield every consumer of a group as it meets the units that leave in a known ``order``.
+
+    With ``K = L L^T`` the precision in that order, survivors and other taps last, downdating it unit by unit is
+    its Cholesky factorisation, and the rows of ``L^{-1} W`` are what each step takes off. As ``K`` is the inverse
+    of the covariance ``S = U U^T`` with ``U = L^{-T}``, they are those of ``U^T W``: no inverse is needed.
+    """
+    for share in _shares(group, moments):
+        b = len(share.at) // len(order)
+        first = share.at.reshape(-1, b)[order].reshape(-1)
+        S = share.covariance()
+        others = np.setdiff1d(np.arange(len(S)), first)
+        U = upper(S[np.ix_(*2 * (np.concatenate([first, others]),))])[: len(first), : len(first)]
+        yield Leaving(
+            rows=U.T @ share.weight[:, first].T,
+            variance=share.variance(S),
+            sensitivity=share.sensitivity,
+        )
 
 
 def forget(graph: Graph, cache: dict[str, tuple[Floats, Floats]], done: int) -> None:

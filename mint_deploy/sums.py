@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 from mint_deploy.artifacts import ConsumerMoments, PooledRows
 from mint_deploy.errors import DataError
 
-__all__ = ["Consumer", "Seen", "Sums"]
+__all__ = ["Consumer", "Seen", "Sums", "add_up"]
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,20 @@ class Sums:
     second: Tensor
     rows: int = 0
 
-    def add(self, taps: Tensor) -> None:
-        """Add rows ``[R, D]`` in double precision, shifted."""
-        self.first += taps.sum(0)
+    def add(self, rows: Tensor) -> None:
+        """Add rows ``[R, D]``, in double precision."""
+        self.rows += len(rows)
         if (
-            taps.device.type == "cpu"
+            rows.device.type == "cpu"
         ):  # numpy sees that the product is symmetric, and halves the work
-            self.second += torch.from_numpy(taps.numpy().T @ taps.numpy())
-        else:
-            self.second.addmm_(taps.t(), taps)
-        self.rows += len(taps)
+            taps = rows.numpy().astype(np.float64)
+            taps -= self.shift.numpy()
+            self.first.numpy()[:] += taps.sum(0)
+            self.second.numpy()[:] += taps.T @ taps
+            return
+        wide = rows.double() - self.shift
+        self.first += wide.sum(0)
+        self.second.addmm_(wide.t(), wide)
 
     def finish(self, name: str) -> ConsumerMoments:
         """Return mean and covariance.
@@ -76,6 +82,31 @@ class Sums:
             weight=of.weight,
             sensitivity=np.zeros((len(of.weight),) * 2),
         )
+
+
+def add_up(waiting: Sequence[tuple[Sums, Tensor]]) -> None:
+    """Add the rows of one batch, a layer a core: each product has one thread of its own.
+
+    Between two calls of the network, so that they and PyTorch's threads never want the same core.
+    """
+    by_sums: dict[int, list[tuple[Sums, Tensor]]] = {}
+    for sums, rows in waiting:
+        by_sums.setdefault(id(sums), []).append((sums, rows))
+
+    def add(mine: list[tuple[Sums, Tensor]]) -> None:
+        for sums, rows in mine:
+            sums.add(rows)
+
+    cores = min(len(by_sums), torch.get_num_threads())
+    if cores < 2 or waiting[0][1].device.type != "cpu":
+        for mine in by_sums.values():
+            add(mine)
+        return
+    with ThreadPoolExecutor(cores) as pool:
+        # the largest first, so that no core waits long for another
+        large = sorted(by_sums.values(), key=lambda mine: -mine[0][1].shape[1])
+        for _ in pool.map(add, large):
+            pass
 
 
 @dataclass

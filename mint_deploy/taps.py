@@ -6,16 +6,18 @@ The taps of an output position are the ``k x k`` values of each input channel th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Read", "layer_call", "reading"]
+__all__ = ["Draw", "Read", "layer_call", "reading"]
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+#: up to one position in so many is drawn with replacement
+FEW = 8
 
 
 class Read(NamedTuple):
@@ -31,14 +33,14 @@ class Read(NamedTuple):
     patches: Patches | None
     transposed: bool
 
-    def rows(self, per_image: int, random: torch.Generator) -> Tensor:
+    def rows(self, per_image: int, draw: Draw) -> Tensor:
         """Return ``[images * positions, channels * taps]`` of random positions in every image."""
         if self.patches is not None:
-            return self.patches.gather(self.x, per_image, random)
+            return self.patches.gather(self.x, per_image, draw)
         x = self.x
         count = min(per_image, x.shape[1])
         if count < x.shape[1]:
-            at = torch.rand(x.shape[:2], generator=random).topk(count, dim=1).indices
+            at = draw.positions(x.shape[0], x.shape[1], count)
             x = x.gather(1, at.to(x.device)[:, :, None].expand(-1, -1, x.shape[2]))
         return x.reshape(-1, self.channels)
 
@@ -115,7 +117,7 @@ class Patches:
             amounts = _spread(0 if padding == "valid" else padding, space)
             self.pads = [(p, p) for p in amounts]
 
-    def gather(self, x: Tensor, per_image: int, random: torch.Generator) -> Tensor:
+    def gather(self, x: Tensor, per_image: int, draw: Draw) -> Tensor:
         """Return ``[images * positions, channels * taps]``."""
         extent = [
             (n + before + after - d * (k - 1) - 1) // s + 1
@@ -125,28 +127,68 @@ class Patches:
         ]
         positions = math.prod(extent)
         count = min(per_image, positions)
-        if math.prod(self.kernel) == 1 and not any(p for pads in self.pads for p in pads):
+        padded = any(p for pads in self.pads for p in pads)
+        if math.prod(self.kernel) == 1 and not padded:
             steps: tuple[Any, ...] = (..., *(slice(None, None, s) for s in self.stride))
             taken = x[steps].flatten(2)
             if count < positions:
-                at = torch.rand((len(x), positions), generator=random).topk(count, dim=1).indices
+                at = draw.positions(len(x), positions, count)
                 taken = taken.gather(2, at.to(x.device)[:, None].expand(-1, x.shape[1], -1))
             return taken.transpose(1, 2).reshape(-1, x.shape[1])
-        at = torch.rand((len(x), positions), generator=random).topk(count, dim=1).indices
+        index, inside = draw.once(
+            (len(x), count, *x.shape[2:], *self.kernel, *self.stride, *self.dilation, *self.pads),
+            lambda: self._places(draw.positions(len(x), positions, count), extent, x.shape[2:]),
+        )
+        taps = index.shape[1] // count
+        index = index[:, None].to(x.device).expand(-1, x.shape[1], -1)
+        found = x.flatten(2).gather(2, index).view(len(x), x.shape[1], count, taps)
+        if padded:
+            found = found * inside.view(len(x), 1, count, taps).to(x.device)
+        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _places(self, at: Tensor, extent: list[int], space: torch.Size) -> tuple[Tensor, Tensor]:
+        """Return the flat index ``[N, count * taps]`` of every tap, and whether it is inside the input."""
         place = torch.unravel_index(at.reshape(-1), extent)
-        x = F.pad(x, [p for before_after in reversed(self.pads) for p in before_after])
-        # flat index of every tap of every chosen position, over the padded space: [N positions, taps]
         offsets = torch.zeros(at.numel(), 1, dtype=torch.int64)
+        inside = torch.ones(1, 1, dtype=torch.bool)
         size = 1
         for axis in reversed(range(len(extent))):
-            reach = torch.arange(self.kernel[axis]) * self.dilation[axis]
+            length, before = space[axis], self.pads[axis][0]
+            reach = torch.arange(self.kernel[axis]) * self.dilation[axis] - before
             along = place[axis][:, None] * self.stride[axis] + reach
+            within = (along >= 0) & (along < length)
+            inside = (within[:, :, None] & inside[:, None, :]).flatten(1)
+            along.clamp_(0, length - 1)
             offsets = (along[:, :, None] * size + offsets[:, None, :]).flatten(1)
-            size *= x.shape[2 + axis]
-        taps = offsets.shape[1]
-        index = offsets.view(len(x), 1, count * taps).to(x.device).expand(-1, x.shape[1], -1)
-        found = x.flatten(2).gather(2, index).view(len(x), x.shape[1], count, taps)
-        return found.transpose(1, 2).flatten(2).flatten(0, 1)
+            size *= length
+        return offsets.view(len(at), -1), inside.view(len(at), -1)
+
+
+class Draw:
+    """Random positions; layers of one shape share them within a batch."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = torch.Generator().manual_seed(seed)
+        self.known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    def once(
+        self, key: tuple[object, ...], make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return what ``make`` returned for this key, until :meth:`turn`."""
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
+
+    def turn(self) -> None:
+        """Draw anew from here on."""
+        self.known.clear()
+
+    def positions(self, images: int, positions: int, count: int) -> Tensor:
+        """Return ``[images, count]`` positions; few of many are drawn with replacement, which is quicker."""
+        if count * FEW <= positions:
+            return torch.randint(positions, (images, count), generator=self.random)
+        drawn = torch.rand((images, positions), generator=self.random)
+        return drawn.topk(count, dim=1).indices
 
 
 def _spread(value: Any, space: int) -> list[int]:

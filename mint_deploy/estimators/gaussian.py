@@ -35,7 +35,7 @@ Stork's (1993).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ from mint_deploy.blas import few_threads
 from mint_deploy.errors import MintDeployError, UnknownName
 from mint_deploy.estimators._gaussian_arrays import dependency
 from mint_deploy.graph import Graph, Group
-from mint_deploy.readers import Reader, forget, readers_of
+from mint_deploy.readers import Leaving, Reader, forget, leaving, readers_of
 
 __all__ = ["NEEDS", "along", "dependency", "eliminate", "rank", "states_of"]
 
@@ -72,15 +72,14 @@ def rank(
     Where the moments have halves, ``spread`` is half the difference between the losses that either half
     sees as the units leave in this order: the standard error of the mean of the two.
     """
-    caches: list[dict[str, tuple[Floats, Floats]]] = [{} for _ in (moments, *moments.halves)]
+    cache: dict[str, tuple[Floats, Floats]] = {}
     groups = {}
     for i, (name, group) in enumerate(graph.groups.items()):
         with few_threads(_largest(group, moments)):
-            found = _ranked(group, moments, caches, floor, noise)
+            found = _ranked(group, moments, cache, floor, noise)
         if found is not None:
             groups[name] = found
-        for cache in caches:
-            forget(graph, cache, i)
+        forget(graph, cache, i)
         if progress is not None:
             progress(i + 1, len(graph.groups))
     return Importance(
@@ -103,17 +102,17 @@ def _largest(group: Group, moments: Moments) -> int:
 def _ranked(
     group: Group,
     moments: Moments,
-    caches: Sequence[dict[str, tuple[Floats, Floats]]],
+    cache: dict[str, tuple[Floats, Floats]],
     floor: str,
     noise: float,
 ) -> GroupImportance | None:
-    readers = readers_of(group, moments, caches[0])
+    readers = readers_of(group, moments, cache)
     if not readers:
         return None
     loss, order = eliminate(readers, group.size, floor=floor, noise=noise)
     seen = [
-        along(readers_of(group, half, cache), order, floor=floor, noise=noise)
-        for half, cache in zip(moments.halves, caches[1:], strict=True)
+        along(leaving(group, half, order), order, floor=floor, noise=noise)
+        for half in moments.halves
     ]
     spread = np.abs(seen[0] - seen[1]) / 2 if len(seen) == 2 else None
     return GroupImportance(loss=loss, order=order, spread=spread)
@@ -152,25 +151,63 @@ def eliminate(
 
 
 def along(
-    readers: Sequence[Reader], order: Ints, *, floor: str = "output", noise: float = NOISE
+    readers: Iterable[Leaving], order: Ints, *, floor: str = "output", noise: float = NOISE
 ) -> Floats:
     """Return ``loss [U]`` of units that leave in a given order; settings and errors of :func:`eliminate`."""
-    states = states_of(readers, len(order), floor, noise)
+    readers = list(readers)
+    floor = _floor(readers, floor, noise)
     loss = np.zeros(len(order))
-    for out in order.tolist():
-        loss[out] = sum(state.drop(out) for state in states)
+    for reader in readers:
+        judge = _Judge(reader, floor, noise)
+        left = reader.rows if judge.basis is None else reader.rows @ judge.basis
+        growth = (left * left).reshape(len(order), -1, left.shape[1]).sum(1)
+        loss[order] += judge.lost(growth, np.cumsum(growth, 0) - growth)
     return loss
 
 
 def states_of(readers: Sequence[Reader], units: int, floor: str, noise: float) -> list[_State]:
     """Return every reader as it is before any unit leaves; settings and errors of :func:`eliminate`."""
+    floor = _floor(readers, floor, noise)
+    return [_State(r, units, floor, noise) for r in readers]
+
+
+def _floor(readers: Sequence[Reader | Leaving], floor: str, noise: float) -> str:
     if floor not in FLOORS:
         raise UnknownName("noise floor", floor, FLOORS)
     if not noise > 0:
         raise MintDeployError(f"noise={noise:g} is not positive; expected a share of the variance")
     if floor == "output" and not any(r.sensitivity.any() for r in readers):
-        floor = "variance"
-    return [_State(r, units, floor, noise) for r in readers]
+        return "variance"
+    return floor
+
+
+class _Judge:
+    """What growing residuals cost at one consumer.
+
+    ``basis [outputs, kept]`` turns the outputs into those that count (None: as they are); ``felt`` is how much
+    one unit of variance counts in each, the inverse of the noise floor.
+    """
+
+    def __init__(self, reader: Reader | Leaving, floor: str, noise: float) -> None:
+        self.basis: Floats | None = None
+        if floor == "output":
+            felt, basis = np.linalg.eigh(reader.sensitivity)
+            counts = felt > 1e-12 * max(float(felt[-1]), 1e-300)
+            self.felt, self.basis = felt[counts], basis[:, counts]
+        else:
+            highest = float(reader.variance.max(initial=0.0))
+            alive = reader.variance > 1e-24 * highest
+            safe = np.where(alive, reader.variance, 1.0)
+            share = 1.0 if np.isinf(noise) else noise
+            self.felt = np.where(alive, 1.0 / (share * safe), 0.0)
+        self.linear = floor == "variance" and bool(np.isinf(noise))
+
+    def lost(self, growth: Floats, residual: Floats) -> Floats:
+        """Return the loss ``[...]`` of residuals ``[..., outputs]`` that grow."""
+        if self.linear:
+            return np.asarray(growth @ self.felt)
+        share = growth * (self.felt / (1.0 + self.felt * residual))
+        return np.asarray(0.5 * np.log1p(share).sum(-1))
 
 
 class _State:
@@ -190,36 +227,20 @@ class _State:
         self.blocks = _diagonal(self.K, self.b)
         self.V = np.empty((len(self.K), DELAY + self.b))
         self.pending = 0
-        # "felt": how much one unit of variance counts, the inverse of the noise floor
+        self.judge = _Judge(reader, floor, noise)
         W = reader.weight.astype(np.float64)
-        if floor == "output":
-            felt, basis = np.linalg.eigh(reader.sensitivity)
-            counts = felt > 1e-12 * max(float(felt[-1]), 1e-300)
-            self.felt, W = felt[counts], basis[:, counts].T @ W
-        else:
-            highest = float(reader.variance.max(initial=0.0))
-            alive = reader.variance > 1e-24 * highest
-            safe = np.where(alive, reader.variance, 1.0)
-            share = 1.0 if np.isinf(noise) else noise
-            self.felt = np.where(alive, 1.0 / (share * safe), 0.0)
+        if self.judge.basis is not None:
+            W = self.judge.basis.T @ W
         self.W = np.ascontiguousarray(W.T)  # [U b, O]
         self.residual = np.zeros(len(W))
-        self.linear = floor == "variance" and bool(np.isinf(noise))
 
     def losses(self, units: int) -> Floats:
         """Return the loss of every survivor, were it the next to leave; infinite for those that left."""
         W = self.W.reshape(len(self.at), self.b, -1)
         growth = np.maximum((np.linalg.inv(self.blocks) @ W * W).sum(1), 0.0)
         out = np.full(units, np.inf)
-        out[self.at[self.alive]] = self._lost(growth[self.alive])
+        out[self.at[self.alive]] = self.judge.lost(growth[self.alive], self.residual)
         return out
-
-    def _lost(self, growth: Floats) -> Floats:
-        """Return the loss ``[...]`` of growing residuals ``[..., outputs]``."""
-        if self.linear:
-            return np.asarray(growth @ self.felt)
-        share = growth * (self.felt / (1.0 + self.felt * self.residual))
-        return np.asarray(0.5 * np.log1p(share).sum(-1))
 
     def drop(self, unit: int) -> float:
         """Let one survivor leave and refit the others; return what was lost."""
@@ -230,7 +251,7 @@ class _State:
         root = np.linalg.inv(np.linalg.cholesky(self.blocks[block])).T
         v, w = column @ root, root.T @ self.W[mine]
         growth = (w * w).sum(0)
-        lost = float(self._lost(growth))
+        lost = float(self.judge.lost(growth, self.residual))
         self.residual += growth
         self.W -= v @ w
         self.alive[block] = False
