@@ -18,7 +18,7 @@ import mint_deploy as md
 from mint_deploy.errors import DataError, MintDeployError, UnknownName
 from mint_deploy.estimators import _conditions, gmi
 from mint_deploy.estimators._conditions import LEAST_ROWS, Pairs
-from mint_deploy.estimators._coordinates import condition_of, features, listed
+from mint_deploy.estimators._coordinates import CONDITIONS, condition_of, features, listed
 from mint_deploy.estimators.gmi import dependency
 
 NORMAL = np.random.default_rng
@@ -156,7 +156,7 @@ def test_wide_groups_are_biased_and_the_null_says_so() -> None:
     assert np.mean(null) == pytest.approx(np.mean(found), abs=0.06)
 
 
-@pytest.mark.parametrize("condition", gmi.CONDITIONS)
+@pytest.mark.parametrize("condition", CONDITIONS)
 def test_the_null_of_true_dependence_is_small(condition: str) -> None:
     x, y = pair(0, 0.95)
     p = np.column_stack([y, NORMAL(5).normal(size=(len(y), 2))])
@@ -176,7 +176,7 @@ def test_many_conditions_drown_what_few_show() -> None:
     """X = Y + noise beside 62 inputs that have nothing to do with it: why the literal form fails."""
     p = NORMAL(0).normal(size=(2000, 63))
     x = p[:, 0] + 0.1 * NORMAL(1).normal(size=2000)
-    found = {c: dependency(x[:, None], p, in_groups=None, condition=c) for c in gmi.CONDITIONS}
+    found = {c: dependency(x[:, None], p, in_groups=None, condition=c) for c in CONDITIONS}
     assert found["all"][0, 0] < 0.12
     for condition in ("none", "top-k", "pca"):
         assert found[condition][0, 0] > 0.35
@@ -294,7 +294,7 @@ def test_few_rows_are_refused_and_the_least_are_enough() -> None:
 
 def test_more_channels_than_rows() -> None:
     p = NORMAL(0).normal(size=(40, 100))
-    for condition in gmi.CONDITIONS:
+    for condition in CONDITIONS:
         assert np.isfinite(dependency(p[:, :2], p, in_groups=5, condition=condition)).all()
 
 
@@ -316,7 +316,7 @@ def test_the_batched_form_gives_the_same_matrix(monkeypatch: pytest.MonkeyPatch)
     random = NORMAL(0)
     p = random.normal(size=(120, 6))
     x = p[:, :4] + random.normal(size=(120, 4))
-    for condition in gmi.CONDITIONS:
+    for condition in CONDITIONS:
         for null in (False, True):
             found = dependency(x, p, condition=condition, null=null, device="cpu:0")
             expected = dependency(x, p, condition=condition, null=null)

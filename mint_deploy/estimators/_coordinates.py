@@ -7,7 +7,7 @@ condition costs more than its group: the whole stays linear in rows and channels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from mint_deploy.artifacts import Floats, Ints
-from mint_deploy.errors import DataError, MintDeployError
+from mint_deploy.errors import DataError, MintDeployError, UnknownName
 from mint_deploy.estimators._hash import Keys, cells
 
-__all__ = ["CONDITIONS", "Groups", "Side", "condition_of", "features", "listed", "side_of"]
+__all__ = [
+    "CONDITIONS",
+    "Groups",
+    "Side",
+    "both",
+    "condition_of",
+    "condition_size",
+    "features",
+    "listed",
+    "side_of",
+]
 
 CONDITIONS = ("all", "none", "top-k", "pca")
 
@@ -59,6 +69,36 @@ def features(what: str, values: npt.NDArray[Any]) -> Floats:
     if not np.isfinite(made).all():
         raise DataError(f"the {what} hold NaN or infinite values; check the data they come from")
     return _standard(made)
+
+
+def both(outputs: npt.NDArray[Any], inputs: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """Return outputs and inputs as :func:`features`, from matrices ``[N, C]`` of the same rows.
+
+    Raises:
+        DataError: other than two matrices of the same two or more rows, or NaN in them.
+    """
+    X, P = features("outputs", outputs), features("inputs", inputs)
+    if X.shape[1] != P.shape[1] or X.shape[1] < 2:
+        raise DataError(
+            f"outputs have {X.shape[1]} rows and inputs {P.shape[1]}; expected the same samples in both, "
+            "two at the least"
+        )
+    return X, P
+
+
+def condition_size(condition: str, k: int | None, usual: Mapping[str, int]) -> int:
+    """Return ``k``, or what is ``usual`` for this condition.
+
+    Raises:
+        UnknownName: no such condition.
+        MintDeployError: a ``k`` below 1.
+    """
+    if condition not in CONDITIONS:
+        raise UnknownName("condition", condition, CONDITIONS)
+    k = usual.get(condition, 1) if k is None else k
+    if not k >= 1:
+        raise MintDeployError(f"k={k} makes no sense; expected 1 or more")
+    return k
 
 
 def _standard(values: Floats) -> Floats:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mint_deploy.artifacts import Floats, Ints
-from mint_deploy.errors import DataError, MintDeployError, UnknownName
+from mint_deploy.errors import MintDeployError
 
 if TYPE_CHECKING:  # it loads numba, which the greedy elimination beside this file does not need
     from mint_deploy.estimators._coordinates import Groups
@@ -68,28 +68,18 @@ def dependency(
         MintDeployError: a setting that makes no sense.
         UnknownName: no such condition.
     """
-    from mint_deploy.estimators._coordinates import CONDITIONS, condition_of, features, listed
+    from mint_deploy.estimators._coordinates import both, condition_of, condition_size, listed
 
-    if condition not in CONDITIONS:
-        raise UnknownName("condition", condition, CONDITIONS)
-    k = _K.get(condition, 1) if k is None else k
-    if not k >= 1:
-        raise MintDeployError(f"k={k} makes no sense; expected 1 or more")
+    k = condition_size(condition, k, _K)
     if not 0 < ridge < np.inf:
         raise MintDeployError(f"ridge={ridge:g} is no variance; expected a positive number")
-    X, P = features("outputs", outputs), features("inputs", inputs)
+    X, P = both(outputs, inputs)
     rows = X.shape[1]
-    if rows != P.shape[1] or rows < 2:
-        raise DataError(
-            f"outputs have {rows} rows and inputs {P.shape[1]}; expected the same samples in both, two at "
-            "the least"
-        )
     out, into = listed(out_groups, len(X), "out"), listed(in_groups, len(P), "in")
     side = condition_of(P, into, condition, k)
     S_X = X @ X.T / rows + ridge * np.eye(len(X))
     S_P = P @ P.T / rows + ridge * np.eye(len(P))
     S_XP = X @ P.T / rows
-    blocks = _by_width(out)
     blocks = _by_width(out)
     K = np.linalg.inv(S_P) if side.without else S_P
     W = S_XP @ K

@@ -70,17 +70,18 @@ from mint_deploy.artifacts import (
     Moments,
     PooledRows,
 )
-from mint_deploy.errors import DataError, MintDeployError, UnknownName
+from mint_deploy.errors import MintDeployError, UnknownName
 from mint_deploy.estimators._acmi_limits import critical, least_units
 from mint_deploy.estimators._coordinates import (
-    CONDITIONS,
     Groups,
+    both,
     condition_of,
-    features,
+    condition_size,
     listed,
     side_of,
 )
 from mint_deploy.estimators._hash import MEASURES, information, rename
+from mint_deploy.estimators._pooled import channels_of_units
 from mint_deploy.graph import Graph
 
 __all__ = ["NEEDS", "dependency", "rank"]
@@ -127,12 +128,10 @@ def rank(
     """
     if phi not in PHIS:
         raise UnknownName("phi", phi, PHIS)
-    if not moments.pooled:
-        raise DataError(
-            "estimator 'acmi' needs paired rows and the moments have none; sample with "
-            'evidence=("moments", "sensitivity", "pooled")'
-        )
-    readers = _readers(graph, moments)
+    readers = {
+        name: _Reader(moments.consumers[name], moments.pooled[name], units)
+        for name, units in channels_of_units(graph, moments, "acmi").items()
+    }
     strengths = {name: _strength(reader) for name, reader in readers.items()}
     largest = max((float(s.max(initial=0.0)) for s in strengths.values()), default=0.0) or 1.0
     scores = {}
@@ -173,37 +172,6 @@ class _Reader:
     moments: ConsumerMoments
     rows: PooledRows
     units: list[Ints]
-
-
-def _readers(graph: Graph, moments: Moments) -> dict[str, _Reader]:
-    """Return what was sampled of every consumer that reads a group, with all its channels in units."""
-    units: dict[str, list[Ints]] = {}
-    for group in graph.groups.values():
-        for member in group.members:
-            if member.reads and member.tensor in moments.pooled:
-                units.setdefault(member.tensor, []).extend(member.index)
-    out = {}
-    for name, owned in units.items():
-        known, rows = moments.consumers.get(name), moments.pooled[name]
-        if known is None:
-            continue
-        width = known.channels // known.groups
-        named = np.concatenate(owned)
-        if (
-            named.max() >= width
-            or rows.inputs.shape[1] != known.channels
-            or len(known.weight) % rows.outputs.shape[1]
-        ):
-            raise DataError(f"the moments of '{name}' belong to another model; sample anew")
-        for what, values in (("read", rows.inputs), ("computed", rows.outputs)):
-            if not np.isfinite(values).all():
-                raise DataError(
-                    f"what '{name}' {what} holds NaN or infinite values on the sample; check the "
-                    "images and the weights before it"
-                )
-        rest = np.setdiff1d(np.arange(width), named)
-        out[name] = _Reader(known, rows, [*owned, *rest[:, None]])
-    return out
 
 
 def _strength(reader: _Reader) -> Floats:
@@ -286,22 +254,15 @@ def dependency(
         MintDeployError: a setting that makes no sense.
         UnknownName: no such condition or measure.
     """
-    if condition not in CONDITIONS:
-        raise UnknownName("condition", condition, CONDITIONS)
+    k = condition_size(condition, k, _K)
     if measure not in MEASURES:
         raise UnknownName("measure", measure, MEASURES)
-    k = _K.get(condition, 1) if k is None else k
-    for key, value in (("k", k), ("grids", grids), ("dims", dims)):
+    for key, value in (("grids", grids), ("dims", dims)):
         if not value >= 1:
             raise MintDeployError(f"{key}={value} makes no sense; expected 1 or more")
     if not 0 < epsilon < np.inf:
         raise MintDeployError(f"epsilon={epsilon:g} is no width; expected a positive number")
-    X, P = features("outputs", outputs), features("inputs", inputs)
-    if X.shape[1] != P.shape[1] or X.shape[1] < 2:
-        raise DataError(
-            f"outputs have {X.shape[1]} rows and inputs {P.shape[1]}; expected the same samples in both, "
-            "two at the least"
-        )
+    X, P = both(outputs, inputs)
     out, into = listed(out_groups, len(X), "out"), listed(in_groups, len(P), "in")
     sides = (side_of(X, out, dims), side_of(P, into, dims), condition_of(P, into, condition, k))
     which = np.tile(np.arange(len(into)) % len(sides[2].groups), (len(out), 1))

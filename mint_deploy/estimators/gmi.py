@@ -57,11 +57,12 @@ import numpy.typing as npt
 from numba import get_num_threads
 
 from mint_deploy.artifacts import Floats, GroupImportance, Importance, Ints, Moments
-from mint_deploy.errors import DataError, MintDeployError, UnknownName
+from mint_deploy.errors import DataError, MintDeployError
 from mint_deploy.estimators import _mst
 from mint_deploy.estimators._conditions import Common, Pairs
-from mint_deploy.estimators._coordinates import CONDITIONS, Groups, condition_of, features, listed
+from mint_deploy.estimators._coordinates import Groups, both, condition_of, condition_size, listed
 from mint_deploy.estimators._mst import Float32s
+from mint_deploy.estimators._pooled import channels_of_units
 from mint_deploy.files import read_arrays, write_arrays
 from mint_deploy.graph import Graph
 
@@ -118,16 +119,8 @@ def dependency(
         MintDeployError: a setting that makes no sense.
         UnknownName: no such condition.
     """
-    if condition not in CONDITIONS:
-        raise UnknownName("condition", condition, CONDITIONS)
-    k = _K.get(condition, 1) if k is None else k
-    if not k >= 1:
-        raise MintDeployError(f"k={k} makes no sense; expected 1 or more")
-    X, P = features("outputs", outputs), features("inputs", inputs)
-    if X.shape[1] != P.shape[1]:
-        raise DataError(
-            f"outputs have {X.shape[1]} rows and inputs {P.shape[1]}; expected the same samples in both"
-        )
+    k = condition_size(condition, k, _K)
+    X, P = both(outputs, inputs)
     out, into = listed(out_groups, len(X), "out"), listed(in_groups, len(P), "in")
     if not paired:
         X = X[:, np.random.default_rng([seed, 2]).permutation(X.shape[1])]
@@ -272,7 +265,7 @@ def rank(
         raise MintDeployError(
             f"most_removed={most_removed:g} is no share of a group; expected above 0 up to 1"
         )
-    consumers = _consumers(graph, moments)
+    consumers = channels_of_units(graph, moments, "gmi")
     found = {}
     for i, (name, units) in enumerate(consumers.items()):
         found[name] = _matrix(
@@ -313,36 +306,6 @@ def rank(
         },
         dependency=found,
     )
-
-
-def _consumers(graph: Graph, moments: Moments) -> dict[str, list[Ints]]:
-    """Return for each sampled consumer of a group its input channels by unit; what no unit owns is alone.
-
-    Raises:
-        DataError: no pooled rows, or those of another model.
-    """
-    if not moments.pooled:
-        raise DataError(
-            "estimator 'gmi' needs paired rows and the moments have none; sample with "
-            'evidence=("moments", "sensitivity", "pooled")'
-        )
-    owned: dict[str, list[Ints]] = {}
-    for group in graph.groups.values():
-        for member in group.members:
-            if member.reads and member.tensor in moments.pooled:
-                owned.setdefault(member.tensor, []).extend(member.index)
-    for name, units in owned.items():
-        known, rows = moments.consumers.get(name), moments.pooled[name]
-        named = np.concatenate(units)
-        if (
-            known is None
-            or named.max() >= known.channels // known.groups
-            or rows.inputs.shape[1] != known.channels
-            or len(known.weight) % rows.outputs.shape[1]
-        ):
-            raise DataError(f"the moments of '{name}' belong to another model; sample anew")
-        units.extend(np.setdiff1d(np.arange(known.channels // known.groups), named)[:, None])
-    return owned
 
 
 def _matrix(
