@@ -4,6 +4,8 @@
     bundle/parity.npz                 real samples and PyTorch's outputs for them
     bundle/deploy.json                target, tensors, normalisation, class names, hash of each file
     bundle/build.json                 how the target builds and measures, every flag explicit
+    bundle/calibration.json           the ranges that int8 was calibrated with, where it was
+    bundle/example.py                 a small program that runs the network on a picture
     bundle/mint_deploy_device.pyz     the program that does it: needs Python 3.10 and numpy
     bundle/README.md
     bundle.tar.gz                     the same in one file
@@ -27,6 +29,7 @@ from mint_deploy import device, files
 from mint_deploy._version import __version__
 from mint_deploy.artifacts import ExportedModel, TensorSpec
 from mint_deploy.errors import DataError, InternalError
+from mint_deploy.example import EXAMPLE, example
 from mint_deploy.manifest import differences, listing
 from mint_deploy.recipe import recipe
 from mint_deploy.target import Target
@@ -44,6 +47,9 @@ __all__ = [
 FOLDER = "bundle"
 ARCHIVE = "bundle.tar.gz"
 DEVICE_ZIP = "mint_deploy_device.pyz"
+
+#: the ranges of activations, as quantisation leaves them in a run folder
+CALIBRATION = "calibration.json"
 
 #: the label of a network -> its file
 NETWORKS = {"dense": "dense.onnx", "slim": "model.onnx"}
@@ -80,11 +86,17 @@ def write_bundle(run: Path, target: Target) -> Path:
         for label, model in networks.items():
             _copy(run / NETWORKS[label], folder, model.sha256)
         _copy(run / "parity.npz", folder, None)
+        if (run / CALIBRATION).is_file():
+            _copy(run / CALIBRATION, folder, None)
         write_device_zip(folder / DEVICE_ZIP)
         networks = {label: _renamed(model, NETWORKS[label]) for label, model in networks.items()}
         how = recipe(target, networks)
         files.write_json(folder / "build.json", how, kind="Recipe")
-        (folder / "README.md").write_text(_readme(target, networks, how), encoding="utf-8")
+        program = _example(target, networks, deploy)
+        if program is not None:
+            (folder / EXAMPLE).write_text(program, encoding="utf-8")
+        readme = _readme(target, networks, how, [p.name for p in folder.iterdir()])
+        (folder / "README.md").write_text(readme, encoding="utf-8")
         names = sorted(path.name for path in folder.iterdir())
         body = {k: v for k, v in deploy.items() if k not in ("kind", "schema", "written_by")}
         body |= {**networks, "target": target, "files": listing(folder, names)}
@@ -95,6 +107,21 @@ def write_bundle(run: Path, target: Target) -> Path:
             final.replace(Path(part) / "old")
         folder.replace(final)
     return final
+
+
+def _example(
+    target: Target, networks: dict[str, ExportedModel], deploy: dict[str, Any]
+) -> str | None:
+    label = "slim" if "slim" in networks else "dense"
+    return example(
+        networks[label],
+        NETWORKS[label],
+        runtime=target.runtime,
+        threads=target.threads,
+        mean=deploy.get("mean"),
+        std=deploy.get("std"),
+        class_names=deploy.get("class_names"),
+    )
 
 
 def _copy(source: Path, folder: Path, sha256: str | None) -> None:
@@ -220,7 +247,16 @@ def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive
 # ---------------------------------------------------------------- README
 
 
-def _readme(target: Target, networks: dict[str, ExportedModel], how: dict[str, Any]) -> str:
+#: files that not every bundle has -> what they are
+_SOMETIMES = {
+    EXAMPLE: "a small program that runs the network: `python3 example.py picture.png`",
+    CALIBRATION: "the ranges of activations that int8 was calibrated with",
+}
+
+
+def _readme(
+    target: Target, networks: dict[str, ExportedModel], how: dict[str, Any], names: list[str]
+) -> str:
     power = f" ({target.power_mode})" if target.power_mode else ""
     lines = [
         f"# A compressed network for {target.name}{power}",
@@ -247,6 +283,7 @@ def _readme(target: Target, networks: dict[str, ExportedModel], how: dict[str, A
         "| parity.npz | real samples and PyTorch's outputs for them |",
         "| deploy.json | target, tensors, normalisation, class names, SHA-256 of each file |",
         "| build.json | how it is built and measured, every flag explicit |",
+        *(f"| {name} | {what} |" for name, what in _SOMETIMES.items() if name in names),
         f"| {DEVICE_ZIP} | the program above; nothing is installed |",
         "",
         f"## {target.runtime}, {target.precision}",

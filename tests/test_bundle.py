@@ -39,6 +39,7 @@ NAMES = {
     "build.json",
     "deploy.json",
     "dense.onnx",
+    "example.py",
     "mint_deploy_device.pyz",
     "model.onnx",
     "parity.npz",

@@ -23,7 +23,7 @@ LAYERS = {
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
         "moments", "moments_file", "sums", "taps", "feed", "agreement", "blas", "covariance", "readers",
         "dependency", "sparsity", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
-        "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle",
+        "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle", "example",
         "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check",
         "pt2_formula", "compose", "plan_file", "loading", "user_model", "attention",
         "reference", "settle", "culprits",
