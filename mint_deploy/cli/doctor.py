@@ -28,6 +28,12 @@ Fast = Annotated[
     bool,
     typer.Option("--fast", help="Read the groups off MODEL, and do not try a cut of each."),
 ]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds", help="With --machine: for how long to watch it (10).", show_default=False
+    ),
+]
 
 
 def doctor(
@@ -40,6 +46,7 @@ def doctor(
     svg: Svg = None,
     fast: Fast = False,
     machine: Annotated[bool, typer.Option("--machine", help="How quiet this machine is.")] = False,
+    seconds: Seconds = None,
     json: o.Json = False,
 ) -> None:
     """Say what can be cut and why the rest cannot; what is installed; how quiet the machine is."""
@@ -47,6 +54,14 @@ def doctor(
         raise ConfigError(
             f"{'--fast' if svg is None else '--svg'} is about a network; name one: "
             "mint-deploy doctor MODEL"
+        )
+    if machine and model is not None:
+        raise ConfigError(
+            f"--machine looks at the machine alone, but MODEL is {model}; ask for one after the other"
+        )
+    if seconds is not None and not (machine and seconds > 0):
+        raise ConfigError(
+            f"--seconds is {seconds:g}; expected a number above 0, together with --machine"
         )
     if model is not None:
         _drawable(svg)
@@ -66,7 +81,9 @@ def doctor(
         else:
             print(_text(overview))
     elif machine:
-        _machine(as_json=json)
+        from mint_deploy.cli import quiet
+
+        quiet.machine(as_json=json, seconds=10.0 if seconds is None else seconds)
     else:
         _installation(as_json=json)
 
@@ -209,7 +226,7 @@ def _installation(*, as_json: bool) -> None:
         runtimes[name] = {"missing": why, "mend": getattr(plugin, "MEND", None) if why else None}
     program = trtexec.find()
     missing = None if program else "the program trtexec is not here; only boards need it"
-    runtimes["tensorrt"] = {"missing": missing, "mend": None if program else trtexec.MEND}
+    runtimes["trtexec"] = {"missing": missing, "mend": None if program else trtexec.MEND}
     found: dict[str, Any] = {
         "versions": pipeline.versions(),
         "cuda": _cuda(),
@@ -237,25 +254,3 @@ def _cuda() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-def _machine(*, as_json: bool) -> None:
-    from mint_deploy import machine
-    from mint_deploy.bench import overhead_ns
-    from mint_deploy.doubts import doubts
-
-    found = machine.probe()
-    overhead = overhead_ns()
-    against = doubts((), found)
-    if as_json:
-        show.print_json({"machine": found, "overhead_ns": overhead, "doubts": against})
-        return
-    from mint_deploy.files import encode
-    from mint_deploy.report import view
-
-    print(show.table([list(row) for row in view.machine_rows(encode(found))]))
-    print(f"  the harness itself takes {overhead:.0f} ns a call")
-    for text in against:
-        print(f"  doubt: {text}")
-    if not against:
-        print("  nothing speaks against measuring here")

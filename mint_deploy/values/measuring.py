@@ -11,6 +11,21 @@ from mint_deploy.values.basic import TensorSpec
 __all__ = ["Comparison", "LayerTime", "Machine", "MachineState", "Measurement", "TaskSpec"]
 
 
+#: what of a record's details must agree before clock figures are compared
+_SETTINGS = (
+    "cpu_quota_cores",
+    "frequency_min_mhz",
+    "frequency_max_mhz",
+    "energy_preference",
+    "turbo",
+    "smt",
+)
+_GPU_SETTINGS = ("sm_applications_mhz", "power_limit_w", "mig", "ecc")
+_JETSON_SETTINGS = ("l4t", "gpu_min_mhz", "gpu_max_mhz", "tpc_pg_mask", "clocks_held")
+#: packages that are recorded but have no part in a run that is timed
+_NO_CLOCK = ("onnx",)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Who measured: hardware, its state, and the versions that matter. ``None``: not readable here."""
@@ -32,7 +47,14 @@ class Machine:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the fields that must agree before two clock figures may be compared."""
+        """Return the fields that must agree before two clock figures may be compared.
+
+        What is set counts (limits, modes, versions), not what is so at the moment (clock, load,
+        temperature). A record of schema 1 has fewer details: what it lacks is None, as is what a
+        machine does not tell, and two such records agree there.
+        """
+        found = (self.details.get(name) for name in ("gpu", "jetson"))
+        gpu, jetson = (part if isinstance(part, Mapping) else {} for part in found)
         return {
             "hostname": self.hostname,
             "cpu": self.cpu,
@@ -42,7 +64,12 @@ class Machine:
             "governor": self.governor,
             "power_mode": self.power_mode,
             "python": self.python,
-            "versions": dict(self.versions),
+            "versions": {k: v for k, v in self.versions.items() if k not in _NO_CLOCK},
+            "virtualization": self.virtualization,
+            **{name: self.details.get(name) for name in _SETTINGS},
+            "gpu_driver": gpu.get("driver_version"),
+            **{f"gpu_{name}": gpu.get(name) for name in _GPU_SETTINGS},
+            **{f"jetson_{name}": jetson.get(name) for name in _JETSON_SETTINGS},
         }
 
 
@@ -68,7 +95,8 @@ class MachineState:
 
     ``steal``: share of the CPU time that the hypervisor gave to others; ``other_cpu``: cores that processes
     other than the measured ones used; ``throttled``: times that the processor slowed itself down since
-    the last look.
+    the last look; ``quota_stops``: periods in which the control group's CPU quota was used up and all
+    of it had to wait.
     """
 
     load_average: float | None = None
@@ -78,6 +106,7 @@ class MachineState:
     throttled: int | None = None
     temperature_c: float | None = None
     gpu_mhz: float | None = None
+    quota_stops: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +133,9 @@ class Measurement:
     ``figures`` are those that no clock moves, by name: ``file_bytes``, ``params``, ``macs``, ``weight_bytes``,
     ``peak_activation_bytes``. ``layers`` come from a run of its own, with the runtime's profiler on.
     ``states`` are looks at the machine, one after each restart. ``nulls`` says for each figure that is
-    missing why it is missing.
+    missing why it is missing. ``blocks`` says for each restart how many of its latencies every block has, in
+    the order of time; block ``i`` of two models that took turns are neighbours. ``sequential``: restarts were
+    added until an interval was good enough, so that intervals are made by :mod:`mint_deploy.stopping`.
     """
 
     task: TaskSpec
@@ -122,6 +153,8 @@ class Measurement:
     figures: Mapping[str, float] = field(default_factory=dict)
     layers: tuple[LayerTime, ...] = ()
     states: tuple[MachineState, ...] = ()
+    blocks: tuple[tuple[int, ...], ...] = ()
+    sequential: bool = False
     nulls: Mapping[str, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
