@@ -19,7 +19,7 @@ from mint_deploy.artifacts import Comparison
 from mint_deploy.errors import MintDeployError, RunFolderError
 from mint_deploy.predict import predict
 from mint_deploy.report import collect, html, render
-from mint_deploy.report.timing import ratio
+from mint_deploy.report.measured import ratio
 from mint_deploy.target import load_target
 
 SECTIONS = ("cost", "accuracy", "latency", "predicted", "widths", "groups", "frozen", "gate",

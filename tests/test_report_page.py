@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+import report_measured as measured
 import report_runs as runs
 from report_nets import resnet_layers
 from report_page import parse
@@ -38,7 +39,7 @@ HOSTILE = (
 def pages(tmp_path_factory):
     """The page of each kind of run: ``name -> (text, tree)``."""
     found = {}
-    for make in (runs.whole, runs.begun, runs.small):
+    for make in (runs.whole, runs.begun, runs.small, measured.full):
         run = make(tmp_path_factory.mktemp("page") / make.__name__)
         render(run)
         text = (run / "report.html").read_text(encoding="utf-8")
@@ -108,7 +109,7 @@ def test_every_picture_has_a_title_or_is_hidden(pages):
 
 def test_a_column_for_every_layer_says_its_widths(pages):
     _, tree = pages["whole"]
-    said = [g.one("title").text for g in tree.all("g")]
+    said = [g.one("title").text for g in tree.one(id="cut").parent.all("g")]
     layers = resnet_layers()
     assert len(said) == 2 * len(layers)
     assert f"layer1.0.conv1: {layers[1]['before']} → {layers[1]['after']} channels" in said
@@ -150,7 +151,9 @@ def test_contrast_is_enough_in_every_theme(theme):
         ("slim", "panel"),
         ("dense", "panel"),
         ("control", "panel"),
+        ("other", "panel"),
         ("slim", "dense-soft"),
+        *((tone, f"{tone}-soft") for tone in ("slim", "dense", "control", "other")),
     ]:
         assert _contrast(colours[front], colours[back]) >= 3, (theme, front, back)
 

@@ -2,19 +2,24 @@
 
     body = collect(run)      # the body of report.json
     render(run)              # writes report.json, report.md and report.html, each atomically
+    html_of_measurements(measurements, comparisons)   # the page of what `bench` measured without a run folder
 
 A run that is not finished gives a report that says so; see :mod:`mint_deploy.report.body`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mint_deploy import files
 
-__all__ = ["collect", "render"]
+if TYPE_CHECKING:
+    from mint_deploy.artifacts import Comparison, Measurement
+    from mint_deploy.compare import Verdict
+
+__all__ = ["collect", "html_of_measurements", "render"]
 
 
 def collect(run: Path) -> dict[str, Any]:
@@ -56,3 +61,32 @@ def render(run: Path, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with files.atomic(run / name) as part:
             part.write_text(content, encoding="utf-8")
     return said
+
+
+def html_of_measurements(
+    measurements: Sequence[Measurement],
+    comparisons: Sequence[Comparison] = (),
+    *,
+    title: str = "",
+    command: str = "",
+    verdict: Verdict | None = None,
+) -> str:
+    """Return the HTML report of measurements without a run folder, as one self-contained document.
+
+    Args:
+        measurements: of one model or several, under any scenarios and batches; the first label is what the others
+            are held against.
+        comparisons: as ``interleave`` returned them, in that order; without them there is no ratio.
+        title: of the page; the labels where empty.
+        command: that made them, shown at the foot.
+        verdict: what ``compare`` said of limits; its checks are shown.
+
+    Raises:
+        DataError: no measurement was given.
+    """
+    from mint_deploy.report.bare import body_of
+    from mint_deploy.report.html import page_of_measurements
+
+    return page_of_measurements(
+        body_of(measurements, comparisons, title=title, command=command, verdict=verdict)
+    )

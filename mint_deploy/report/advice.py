@@ -1,4 +1,4 @@
-"""What the figures say together: the verdict in a sentence, the doubts, and what to do next."""
+"""What the figures say together: the verdict in a sentence, and what to do next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from mint_deploy.report import view, words
 
-__all__ = ["doubts", "next_steps", "status", "verdict"]
+__all__ = ["next_steps", "status", "verdict"]
 
 #: section -> the stage that makes it, in the order of the pipeline
 _STAGES = (
@@ -52,12 +52,11 @@ def verdict(body: Mapping[str, Any]) -> str:
     said = []
     speed = rows["latency"]
     if speed.get("speedup") is not None:
-        places = words.places_of([(speed["speedup_low"], speed["speedup_high"])], default=2, most=3)
-        span = words.span(speed["speedup_low"], speed["speedup_high"], places)
+        figure, span = words.between(speed["speedup"], speed["speedup_low"], speed["speedup_high"])
         inside = (
             f"({span}, {100 * speed['confidence']:.0f} % interval, {speed['restarts']} restarts)"
         )
-        pace = words.factor(speed["speedup"], places)
+        pace = f"{figure}×"
         if speed["seen"] == "faster":
             said.append(
                 f"Runs {pace} as fast as the dense network, measured on this machine {inside}."
@@ -97,47 +96,6 @@ def _accuracy_sentence(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if not found["recovered"]:
         text += "; not recovered yet" if found["final"] == "cut" else "; not fine-tuned"
     return text + "."
-
-
-def doubts(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return ``[{"text", "about"}]``: what the measurer, the gate and the plan are not sure of."""
-    found: dict[str, list[str]] = {}
-
-    def add(text: str, about: str) -> None:
-        places = found.setdefault(str(text), [])
-        if about not in places:
-            places.append(about)
-
-    latency = body["latency"]
-    runs = latency.get("runs", [])
-    for run in runs:
-        about = f"{run['label']} ({run['runtime']}, {run['scenario']}, batch {run['batch']})"
-        for text in run["doubts"]:
-            add(text, about)
-        if not run["converged"] and not any("not converged" in d for d in run["doubts"]):
-            add("not converged: the time ran out before the median's interval was narrow", about)
-    for comparison in latency.get("comparisons", []):
-        for text in comparison["doubts"]:
-            add(text, f"{comparison['b']} against {comparison['a']}")
-    if latency.get("unreadable_lines"):
-        add(f"{latency['unreadable_lines']} lines of measurements.jsonl could not be read", "bench")
-    if latency["done"] and latency["ratio"] is None:
-        add("dense and slim were not measured side by side, so there is no ratio", "bench")
-    gate = body["gate"]
-    if gate["done"]:
-        for row in gate["groups"]:
-            if row["status"] not in ("proven", "whole"):
-                why = f" ({row['reason']})" if row["reason"] else ""
-                add(f"group {row['name']} is not proven: {row['status']}{why}", "gate")
-    for note in body["groups"].get("notes", []):
-        add(note, "plan")
-    for key, value in body.items():
-        if isinstance(value, Mapping) and value.get("damaged"):
-            add(value["note"], key)
-    return [
-        {"text": text, "about": ["every measurement"] if 1 < len(about) == len(runs) else about}
-        for text, about in found.items()
-    ]
 
 
 def next_steps(body: Mapping[str, Any]) -> list[dict[str, Any]]:

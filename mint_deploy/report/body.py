@@ -16,9 +16,10 @@ from typing import Any, cast
 from mint_deploy import files
 from mint_deploy.artifacts import Cost, ExportedModel
 from mint_deploy.overview import Overview
-from mint_deploy.report import timing
+from mint_deploy.report import headline, timing
 from mint_deploy.report.accuracy import accuracy
-from mint_deploy.report.advice import doubts, next_steps, status, verdict
+from mint_deploy.report.advice import next_steps, status, verdict
+from mint_deploy.report.doubted import doubts
 from mint_deploy.report.folder import UNREADABLE, Folder, section
 from mint_deploy.report.scores import scores
 
@@ -57,7 +58,7 @@ def collect(run: Path) -> dict[str, Any]:
         "machine": section("bench", partial(timing.machines, folder)),
     }
     body["title"] = f"{body['run']['model']} for {body['run']['target']}"
-    body["headline"] = _headline(body)
+    body["headline"] = headline.of_run(body)
     body["doubts"] = doubts(body)
     body["status"] = status(body)
     body["verdict"] = verdict(body)
@@ -275,109 +276,3 @@ def _export(folder: Folder) -> dict[str, Any] | None:
         "mean": deploy.get("mean"),
         "std": deploy.get("std"),
     }
-
-
-# ---------------------------------------------------------------- before and after
-
-
-def _headline(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the before/after table; a figure that is missing carries its reason."""
-    rows = [_speed(body["latency"])]
-    cost = body["cost"]
-    for key, label, unit in (
-        ("macs", "Multiply-adds (MACs)", "MACs"),
-        ("params", "Parameters", "parameters"),
-        ("weight_bytes", "Weights", "bytes"),
-    ):
-        before, after = (cost[side][key] if cost["done"] else None for side in ("before", "after"))
-        rows.append(_row(key, label, unit, before, after, cost.get("origin"), cost.get("note")))
-    export = body["export"]
-    sizes = [(export.get(side) or {}).get("bytes") for side in ("dense", "slim")]
-    missing = export.get("note") or "deploy.json does not name the file"
-    rows.append(_row("onnx_bytes", "ONNX file", "bytes", sizes[0], sizes[1], "computed", missing))
-    rows += [_accuracy_row(body["accuracy"], part) for part in ("test", "validation")]
-    rows.append(_memory(body["latency"]))
-    return rows
-
-
-def _row(
-    key: str,
-    label: str,
-    unit: str,
-    before: float | None,
-    after: float | None,
-    origin: str | None,
-    reason: str | None,
-) -> dict[str, Any]:
-    whole = before is not None and after is not None
-    return {
-        "key": key,
-        "label": label,
-        "unit": unit,
-        "before": before,
-        "after": after,
-        "ratio": after / before if before and after is not None else None,
-        "origin": origin,
-        "reason": None if whole else reason,
-    }
-
-
-def _main_runs(latency: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the single-stream run of ``dense`` and ``slim`` that lead the report."""
-    out: dict[str, dict[str, Any]] = {}
-    for run in latency.get("runs", []):
-        if run["scenario"] == "single_stream" and run["label"] in ("dense", "slim"):
-            out.setdefault(run["label"], run)
-    return out
-
-
-def _speed(latency: Mapping[str, Any]) -> dict[str, Any]:
-    runs = _main_runs(latency)
-    before, after = (
-        runs.get(side, {}).get("median_ns", {}).get("value") for side in ("dense", "slim")
-    )
-    row = _row(
-        "latency", "Latency", "ns", before, after, "measured", latency.get("note") or "not measured"
-    )
-    row["ratio"] = None  # a ratio of two medians is not the paired one, and has no interval
-    if latency.get("ratio"):
-        row.update(latency["ratio"])
-    elif row["reason"] is None:
-        row["reason"] = "the two networks were not measured side by side"
-    return row
-
-
-def _memory(latency: Mapping[str, Any]) -> dict[str, Any]:
-    runs = _main_runs(latency)
-    figures = [runs.get(side, {}).get("peak_rss_bytes", {}) for side in ("dense", "slim")]
-    reason = next((f["reason"] for f in figures if f.get("reason")), None)
-    return _row(
-        "peak_memory",
-        "Peak memory",
-        "bytes",
-        figures[0].get("value"),
-        figures[1].get("value"),
-        "measured",
-        reason or latency.get("note") or "not measured",
-    )
-
-
-def _accuracy_row(found: Mapping[str, Any], part: str) -> dict[str, Any]:
-    steps = {s["step"]: s[part] for s in found.get("steps", [])}
-    before, after = steps.get("dense"), steps.get(found.get("final") or "")
-    noun = "Agreement with dense" if found.get("measure") == "agreement" else "Accuracy"
-    row = _row(
-        f"accuracy_{part}",
-        f"{noun}, {part}",
-        "fraction",
-        before["top1"] if before else None,
-        after["top1"] if after else None,
-        "measured",
-        found.get("note") or ("not done yet" if not found.get("final") else f"no {part} part"),
-    )
-    row["ratio"] = None
-    row["before_interval"] = [before["low"], before["high"]] if before else None
-    row["after_interval"] = [after["low"], after["high"]] if after else None
-    row["samples"] = after["samples"] if after else None
-    row["change"] = after["change"] if after and before else None
-    return row

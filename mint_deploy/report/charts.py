@@ -15,7 +15,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from mint_deploy.report import words
+from mint_deploy.report import svg, words
 
 __all__ = [
     "Axis",
@@ -23,11 +23,14 @@ __all__ = [
     "bar",
     "boxes",
     "columns",
+    "cut_off",
+    "grid",
     "interval",
     "losses",
     "pair",
     "stages",
     "ticks",
+    "uses_root",
 ]
 
 #: a phone's plotting width in pixels, and a character's: what a label must fit into
@@ -83,74 +86,31 @@ def axis(
     return Axis(low=low, high=high, ticks=marks, places=places, unit=unit)
 
 
-# ---------------------------------------------------------------- pieces
-
-
-def _tag(name: str, content: str | None = None, **attributes: object) -> Markup:
-    """Return one element; every attribute's value is escaped, ``content`` must be safe already."""
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    return Markup(f"<{name}{pairs}/>" if content is None else f"<{name}{pairs}>{content}</{name}>")  # noqa: S704 - values are escaped above, content is made of these tags
-
-
-def _short(value: object) -> object:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
-
-
-def _percent(value: float) -> str:
-    return f"{_short(value)}%"
-
-
-def _text(content: object, **attributes: object) -> Markup:
-    return _tag("text", escape(words.plain(content)), **attributes)
-
-
-def _titled(
-    title: str, parts: Iterable[str], *, height: float, class_: str, **more: object
-) -> Markup:
-    """Return the ``<svg>`` with its title: what a screen reader says and a pointer shows."""
-    said = words.plain(title)
-    inside = _tag("title", escape(said)) + Markup("").join(parts)
-    return _tag(
-        "svg",
-        inside,
-        class_=class_,
-        role="img",
-        aria_label=said,
-        width="100%",
-        height=height,
-        **more,
-    )
-
-
-def _line(x1: float, x2: float, y1: float, y2: float, class_: str) -> Markup:
-    return _tag("line", x1=_percent(x1), x2=_percent(x2), y1=y1, y2=y2, class_=class_)
-
-
-def _grid(scale: Axis, height: float) -> list[Markup]:
-    return [_line(scale.at(t), scale.at(t), 0.0, height, "grid") for t in scale.ticks]
-
-
-def _strip(parts: Iterable[str], height: int) -> Markup:
-    """Return an ``<svg>`` of words that others say already: hidden from screen readers."""
-    inside = Markup("").join(parts)
-    return _tag("svg", inside, class_="plot", width="100%", height=height, aria_hidden="true")
+def grid(scale: Axis, height: float) -> list[Markup]:
+    """Return the vertical lines at the ticks of ``scale``."""
+    return [svg.line(scale.at(t), scale.at(t), 0.0, height, "grid") for t in scale.ticks]
 
 
 # ---------------------------------------------------------------- one row of a table
 
 
-def ticks(scale: Axis) -> Markup:
-    """Return the row of numbers under a column of plots that share ``scale``."""
+def ticks(scale: Axis, *, wide: float = 170.0) -> Markup:
+    """Return the row of numbers under a column of plots that share ``scale``.
+
+    ``wide`` is how many pixels the column has where it is narrowest: where not every number fits, every second one
+    stands, or fewer.
+    """
+    marks = list(scale.ticks)
+    longest = max(len(scale.text(t)) for t in marks)
+    gap = wide * (scale.at(marks[1]) - scale.at(marks[0])) / 100 if len(marks) > 1 else wide
+    # the first and the last number stand inside the picture, so that their neighbours need half as much again
+    step = max(1, math.ceil((1.5 * longest * _CHARACTER - 6) / max(gap, 1e-9)))
     parts = []
-    for tick in scale.ticks:
+    for tick in marks[::step]:
         at = scale.at(tick)
         anchor = "start" if at < 4 else "end" if at > 96 else "middle"
-        parts.append(_text(scale.text(tick), x=_percent(at), y=12, text_anchor=anchor))
-    return _strip(parts, 16)
+        parts.append(svg.text(scale.text(tick), x=svg.percent(at), y=12, text_anchor=anchor))
+    return svg.strip(parts, 16)
 
 
 def interval(
@@ -162,79 +122,97 @@ def interval(
     title: str,
     tone: str = "slim",
     reference: float | None = None,
+    each: Sequence[float] = (),
 ) -> Markup:
     """Return a dot with its interval; ``reference`` is marked by a dashed line.
 
-    A value below the axis is an arrow at its edge.
+    A value below the axis is an arrow at its edge. ``each`` are the values that the interval was made of, small
+    and pale beneath.
     """
-    height, middle = 44.0, 22.0
-    parts = _grid(scale, height)
+    height, middle = (58.0 if each else 44.0), 22.0
+    parts = grid(scale, height)
     if reference is not None:
-        parts.append(_line(scale.at(reference), scale.at(reference), 0.0, height, "reference"))
+        parts.append(svg.line(scale.at(reference), scale.at(reference), 0.0, height, "reference"))
     if value is not None and value < scale.low:
-        parts.append(_tag("polygon", points="0,22 10,16 10,28", class_=f"arrow {tone}"))
-        return _titled(title, parts, height=height, class_="plot")
+        parts.append(svg.tag("polygon", points="0,22 10,16 10,28", class_=f"arrow {tone}"))
+        return svg.titled(title, parts, height=height, class_="plot")
+    parts += [
+        svg.tag("circle", cx=svg.percent(scale.at(v)), cy=44, r=3, class_=f"each {tone}")
+        for v in each
+    ]
     if low is not None and high is not None:
-        parts.append(_line(scale.at(low), scale.at(high), middle, middle, f"whisker {tone}"))
+        parts.append(svg.line(scale.at(low), scale.at(high), middle, middle, f"whisker {tone}"))
         parts += [
-            _line(scale.at(end), scale.at(end), middle - 6, middle + 6, f"whisker {tone}")
+            svg.line(scale.at(end), scale.at(end), middle - 6, middle + 6, f"whisker {tone}")
             for end in (low, high)
         ]
     if value is not None:
         parts.append(
-            _tag("circle", cx=_percent(scale.at(value)), cy=middle, r=4.5, class_=f"dot {tone}")
+            svg.tag(
+                "circle", cx=svg.percent(scale.at(value)), cy=middle, r=4.5, class_=f"dot {tone}"
+            )
         )
-    return _titled(title, parts, height=height, class_="plot")
+    return svg.titled(title, parts, height=height, class_="plot")
 
 
 def boxes(scale: Axis, rows: Sequence[Mapping[str, Any]], *, title: str, tone: str) -> Markup:
     """Return one thin box plot for each process restart, one under the other."""
     pitch, thick, top = 11.0, 7.0, 5.0
     height = 2 * top + pitch * max(1, len(rows)) - (pitch - thick)
-    parts = _grid(scale, height)
+    parts = grid(scale, height)
     for index, row in enumerate(rows):
         y = top + pitch * index
         x1, x2 = scale.at(row["q1_ns"]), scale.at(row["q3_ns"])
         middle, at = y + thick / 2, scale.at(row["median_ns"])
         parts.append(
-            _line(
+            svg.line(
                 scale.at(row["low_ns"]), scale.at(row["high_ns"]), middle, middle, f"whisker {tone}"
             )
         )
         parts.append(
-            _tag(
-                "rect", x=_percent(x1), y=y, width=_percent(max(x2 - x1, 0.15)), height=thick,
+            svg.tag(
+                "rect", x=svg.percent(x1), y=y, width=svg.percent(max(x2 - x1, 0.15)), height=thick,
                 class_=f"box {tone}",
             )
         )  # fmt: skip
-        parts.append(_line(at, at, y - 1, y + thick + 1, f"median {tone}"))
-    return _titled(title, parts, height=height, class_="plot")
+        parts.append(svg.line(at, at, y - 1, y + thick + 1, f"median {tone}"))
+    return svg.titled(title, parts, height=height, class_="plot")
 
 
 def pair(scale: Axis, before: float | None, after: float | None, *, title: str) -> Markup:
     """Return two dots, dense hollow and slim filled, with a line from the one to the other."""
     height, middle = 26.0, 13.0
-    parts = _grid(scale, height)
+    parts = grid(scale, height)
     if before is not None and after is not None:
-        parts.append(_line(scale.at(before), scale.at(after), middle, middle, "whisker slim"))
+        parts.append(svg.line(scale.at(before), scale.at(after), middle, middle, "whisker slim"))
     for value, tone in ((before, "dense"), (after, "slim")):
         if value is not None:
             parts.append(
-                _tag("circle", cx=_percent(scale.at(value)), cy=middle, r=4, class_=f"dot {tone}")
+                svg.tag(
+                    "circle", cx=svg.percent(scale.at(value)), cy=middle, r=4, class_=f"dot {tone}"
+                )
             )
-    return _titled(title, parts, height=height, class_="plot")
+    return svg.titled(title, parts, height=height, class_="plot")
 
 
 def bar(share: float, *, title: str) -> Markup:
     """Return the dense network's bar as an outline with the slim one's filled inside it."""
     whole = max(1.0, share)
     parts = [
-        _tag("rect", x=0, y=0.5, width=_percent(100 / whole), height=9, rx=2, class_="outline"),
-        _tag(
-            "rect", x=0, y=0.5, width=_percent(100 * share / whole), height=9, rx=2, class_="fill"
+        svg.tag(
+            "rect", x=0, y=0.5, width=svg.percent(100 / whole), height=9, rx=2, class_="outline"
+        ),
+        svg.tag(
+            "rect",
+            x=0,
+            y=0.5,
+            width=svg.percent(100 * share / whole),
+            height=9,
+            rx=2,
+            class_="fill",
         ),
     ]
-    return _titled(title, parts, height=10, class_="bar")
+    return svg.titled(title, parts, height=10, class_="bar")
 
 
 def losses(heights: Sequence[float], leaves: Sequence[float] | None, *, title: str) -> Markup:
@@ -246,11 +224,11 @@ def losses(heights: Sequence[float], leaves: Sequence[float] | None, *, title: s
         title: what a screen reader says.
     """
     height, pitch = 34.0, 100 / max(1, len(heights))
-    parts = [_line(0.0, 100.0, height, height, "grid")]
+    parts = [svg.line(0.0, 100.0, height, height, "grid")]
     for index, share in enumerate(heights):
         tall = max(1.5, (height - 2) * share)
         gone = leaves[index] if leaves is not None else 0.0
-        x, wide = _percent(pitch * index), _percent(pitch * 0.86)
+        x, wide = svg.percent(pitch * index), svg.percent(pitch * 0.86)
         stays, top = tall * (1 - gone), height - tall
         for class_, y, size in (
             ("fill", top, stays),
@@ -258,8 +236,8 @@ def losses(heights: Sequence[float], leaves: Sequence[float] | None, *, title: s
             ("cap", top + stays, min(1.5, tall - stays)),
         ):
             if size > 0:
-                parts.append(_tag("rect", x=x, y=y, width=wide, height=size, class_=class_))
-    return _titled(title, parts, height=height, class_="plot")
+                parts.append(svg.tag("rect", x=x, y=y, width=wide, height=size, class_=class_))
+    return svg.titled(title, parts, height=height, class_="plot")
 
 
 # ---------------------------------------------------------------- all layers
@@ -289,8 +267,8 @@ def columns(
         return height * (math.sqrt(portion) if rooted else portion)
 
     marks = [most / 4 if rooted else most / 2, most]
-    numbers = [_text(text(m), x="100%", y=height - up(m) + 4, text_anchor="end") for m in marks]
-    gutter = _tag(
+    numbers = [svg.text(text(m), x="100%", y=height - up(m) + 4, text_anchor="end") for m in marks]
+    gutter = svg.tag(
         "svg",
         Markup("").join(numbers),
         class_="gutter",
@@ -299,20 +277,20 @@ def columns(
         aria_hidden="true",
     )
     pitch = 100 / max(1, len(layers))
-    parts = [_line(0.0, 100.0, height - up(m), height - up(m), "grid") for m in (0.0, *marks)]
+    parts = [svg.line(0.0, 100.0, height - up(m), height - up(m), "grid") for m in (0.0, *marks)]
     for index, layer in enumerate(layers):
-        x, wide = _percent(pitch * (index + 0.08)), _percent(pitch * 0.84)
+        x, wide = svg.percent(pitch * (index + 0.08)), svg.percent(pitch * 0.84)
         tall, small = up(float(layer[before])), up(float(layer[after]))
         said = f"{layer['name']}: {text(layer[before])} → {text(layer[after])} {unit}"
         column = [
-            _tag("title", escape(words.plain(said))),
-            _tag("rect", x=x, y=height - tall, width=wide, height=tall, class_="behind"),
-            _tag("rect", x=x, y=height - tall, width=wide, height=1.5, class_="cap"),
-            _tag("rect", x=x, y=height - small, width=wide, height=small, class_="fill"),
+            svg.tag("title", escape(words.plain(said))),
+            svg.tag("rect", x=x, y=height - tall, width=wide, height=tall, class_="behind"),
+            svg.tag("rect", x=x, y=height - tall, width=wide, height=1.5, class_="cap"),
+            svg.tag("rect", x=x, y=height - small, width=wide, height=small, class_="fill"),
         ]
-        parts.append(_tag("g", Markup("").join(column)))
-    plot = _titled(title, parts, height=height, class_="plot")
-    return _tag("div", gutter + plot, class_="columns")
+        parts.append(svg.tag("g", Markup("").join(column)))
+    plot = svg.titled(title, parts, height=height, class_="plot")
+    return svg.tag("div", gutter + plot, class_="columns")
 
 
 def uses_root(layers: Sequence[Mapping[str, Any]], before: str) -> bool:
@@ -348,8 +326,10 @@ def stages(layers: Sequence[Mapping[str, Any]]) -> Markup:
         x1, x2 = 100 * start / len(layers), 100 * (start + length) / len(layers)
         start += length
         if length > 1 or len(layers) <= 12:
-            parts.append(_line(x1 + 0.15, x2 - 0.15, 4.0, 4.0, "bracket"))
+            parts.append(svg.line(x1 + 0.15, x2 - 0.15, 4.0, 4.0, "bracket"))
         shown = words.clip(name, 24)
         if (x2 - x1) / 100 * narrow >= len(shown) * _CHARACTER:
-            parts.append(_text(shown, x=_percent((x1 + x2) / 2), y=17, text_anchor="middle"))
-    return _tag("div", _tag("span", "", class_="gutter") + _strip(parts, 21), class_="columns")
+            parts.append(svg.text(shown, x=svg.percent((x1 + x2) / 2), y=17, text_anchor="middle"))
+    return svg.tag(
+        "div", svg.tag("span", "", class_="gutter") + svg.strip(parts, 21), class_="columns"
+    )

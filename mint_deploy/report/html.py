@@ -18,10 +18,14 @@ from markupsafe import Markup
 from mint_deploy import files
 from mint_deploy._version import __version__
 from mint_deploy.overview import Overview
-from mint_deploy.report import charts, heatmap, ranking, view, words
+from mint_deploy.report import charts, heatmap, pictures, ranking, resources, view, words
+from mint_deploy.report.cards import cards
 from mint_deploy.report.dependency import picture
+from mint_deploy.report.doubted import parts
+from mint_deploy.report.machines import machine_groups
+from mint_deploy.report.tradeoff import tradeoff, worth_showing
 
-__all__ = ["page"]
+__all__ = ["page", "page_of_measurements"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -33,24 +37,53 @@ _GROUPS, _MAPS = 24, 2
 
 def page(body: Mapping[str, Any]) -> str:
     """Return the whole HTML document for the body of report.json."""
+    cut = body["widths"].get("layers", [])
+    return _rendered(
+        "report.html.j2",
+        body,
+        tradeoff=tradeoff(body),
+        accuracy=_accuracy(body),
+        classes=_classes(body),
+        dependency=_dependency(body),
+        scores=_scores(body),
+        board=view.board_rows(body),
+        settings=view.settings_rows(body["run"]),
+        stages=[(k, words.duration(1e9 * v)) for k, v in body["run"]["seconds"].items()],
+        times=resources.layers(body["latency"], cut),
+        pair=True,
+    )
+
+
+def page_of_measurements(body: Mapping[str, Any]) -> str:
+    """Return the whole HTML document for measurements without a run folder (:mod:`mint_deploy.report.bare`)."""
+    return _rendered(
+        "measurements.html.j2",
+        body,
+        scores=None,
+        layers=resources.layers(body["latency"]),
+        pair=len(body["labels"]) > 1,
+    )
+
+
+def _rendered(template: str, body: Mapping[str, Any], **more: Any) -> str:
+    """Render a template with what both pages show: cards, times, memory, machine."""
+    latency, machine = body["latency"], body["machine"]
+    rows = view.latency_rows(body)
     return (
         _environment()
-        .get_template("report.html.j2")
+        .get_template(template)
         .render(
             body=body,
-            lines=view.before_after(body),
-            accuracy=_accuracy(body),
-            classes=_classes(body),
-            speed=_speed(body),
-            timings=_timings(body),
-            dependency=_dependency(body),
-            scores=_scores(body),
-            board=view.board_rows(body),
-            settings=view.settings_rows(body["run"]),
-            machines=[
-                (m["hostname"], view.machine_rows(m)) for m in body["machine"].get("machines", [])
-            ],
-            legend={"measured": "measured here", "computed": "exact", "planned": "planned"},
+            cards=cards(view.before_after(body), body["headline"]),
+            ratios=pictures.ratios(latency),
+            distributions=pictures.distributions(latency),
+            sweeps=pictures.sweeps(latency),
+            memory=resources.memory(latency),
+            states=resources.states(latency, machine),
+            timed=[row for row in rows if row["scenario"] != "offline"],
+            gaps=view.gaps(rows),
+            machines=[(m["hostname"], machine_groups(m)) for m in machine.get("machines", [])],
+            **more,
         )
     )
 
@@ -67,7 +100,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        charts=charts, heatmap=heatmap, words=words, view=view, version=__version__
+        charts=charts,
+        doubt_parts=parts,
+        heatmap=heatmap,
+        words=words,
+        view=view,
+        version=__version__,
     )
     return environment
 
@@ -134,7 +172,7 @@ def _accuracy(body: Mapping[str, Any]) -> dict[str, Any] | None:
     found = [s.found for s in steps if s.found]
     if not found:
         return None
-    scale = charts.axis(_worth_showing(steps), unit=" %", bounds=(0.0, 100.0))
+    scale = charts.axis(worth_showing(steps), unit=" %", bounds=(0.0, 100.0))
     dense = next((s.found for s in steps if s.step == "dense"), None)
     rows = []
     for step in steps:
@@ -159,19 +197,6 @@ def _accuracy(body: Mapping[str, Any]) -> dict[str, Any] | None:
         rows.append({"step": step, "plot": plot, "tone": tone})
     arrow = any(100 * f["top1"] < scale.low for f in found)
     return {"rows": rows, "ticks": charts.ticks(scale), "arrow": arrow}
-
-
-def _worth_showing(steps: Sequence[view.Step]) -> list[float]:
-    """Return the ends of the intervals that set the axis, in percent.
-
-    Straight after the cut a network may be anywhere. Were it to set the axis, nothing else could be
-    told apart; far below the others it is drawn as an arrow instead.
-    """
-    ends = {s.step: (100 * s.found["low"], 100 * s.found["high"]) for s in steps if s.found}
-    core = [v for step, pair in ends.items() if step not in ("cut", "repair") for v in pair]
-    core = core or [v for pair in ends.values() for v in pair]
-    floor = min(core) - 2 * max(max(core) - min(core), 0.5)
-    return core + [v for pair in ends.values() if pair[0] >= floor for v in pair]
 
 
 def _classes(body: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -201,70 +226,3 @@ def _classes(body: Mapping[str, Any]) -> dict[str, Any] | None:
             }
         )
     return {"rows": rows, "ticks": charts.ticks(scale), "total": len(found)}
-
-
-def _speed(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the plot of the ratio, with the line of no difference at one."""
-    ratio = body["latency"].get("ratio")
-    if not ratio:
-        return None
-    ends = ratio["speedup_low"], ratio["speedup_high"]
-    scale = charts.axis([1.0, *ends], unit="×")
-    places = words.places_of([ends], default=2, most=3)
-    said = f"{words.factor(ratio['speedup'], places)} as fast ({words.span(*ends, places)})"
-    plot = charts.interval(scale, ratio["speedup"], *ends, title=said, reference=1.0)
-    return {
-        "value": words.factor(ratio["speedup"], places),
-        "span": words.span(*ends, places),
-        "confidence": f"{100 * ratio['confidence']:.0f} %",
-        "restarts": ratio["restarts"],
-        "seen": ratio["seen"],
-        "plot": plot,
-        "ticks": charts.ticks(scale),
-    }
-
-
-def _timings(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the rows of the measurements, and box plots of those that lead (single stream)."""
-    rows = view.latency_rows(body)
-    if not rows:
-        return None
-    runs = body["latency"]["runs"]
-    first = next((r for r in runs if r["scenario"] == "single_stream"), runs[0])
-    same = ("runtime", "precision", "scenario", "batch", "threads")
-    leading = [i for i, r in enumerate(runs) if all(r[k] == first[k] for k in same)]
-    ends = [b["high_ns"] for i in leading for b in runs[i]["restarts"]]
-    unit, size = _unit(max(ends, default=1.0))
-    scale = charts.axis([v / size for v in ends], zero=True)
-    plots = []
-    for i in leading:
-        run = runs[i]
-        boxes = [
-            {k: v / size if k.endswith("_ns") else v for k, v in box.items()}
-            for box in run["restarts"]
-        ]
-        outside = sum(box["below"] + box["above"] for box in run["restarts"])
-        tone = "dense" if run["label"] == "dense" else "slim"
-        median = rows[i]["figures"]["median"]
-        title = f"{run['label']}: median {median}, {len(boxes)} restarts, one box each"
-        plots.append(
-            {
-                **rows[i],
-                "outside": words.count(outside),
-                "plot": charts.boxes(scale, boxes, title=title, tone=tone),
-            }
-        )
-    return {
-        "rows": rows,
-        "plots": plots,
-        "ticks": charts.ticks(scale),
-        "unit": unit,
-        "missing": view.gaps(rows),
-    }
-
-
-def _unit(value_ns: float) -> tuple[str, float]:
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if value_ns >= size:
-            return unit, size
-    return "ns", 1.0

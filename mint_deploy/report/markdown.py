@@ -96,7 +96,10 @@ def _doubts(body: Mapping[str, Any]) -> str:
     found = body["doubts"]
     if not found:
         return ""
-    rows = [f"- {_say(d['text'])} ({_say('; '.join(d['about']), 160)})" for d in found[:_ROWS]]
+    rows = []
+    for d in found[:_ROWS]:
+        helps = f" What helps: {_say(d['advice'])}." if d["advice"] not in d["text"] else ""
+        rows.append(f"- {_say(d['text'])} ({_say('; '.join(d['about']), 160)}).{helps}")
     return "### Doubts\n\n" + "\n".join(rows) + _more(len(found))
 
 
@@ -128,22 +131,47 @@ def _accuracy(body: Mapping[str, Any]) -> str:
 def _speed(body: Mapping[str, Any]) -> str:
     if not body["latency"]["done"]:
         return f"### Speed\n\n{_say(body['latency']['note'])}"
-    found = view.latency_rows(body)
+    every = view.latency_rows(body)
+    found = [r for r in every if r["scenario"] != "offline"]
     rows = [
         (
             _say(r["label"], 40),
             _say(r["how"], 120),
-            *(r["figures"][name] for name in ("median", "p90", "p95", "p99")),
+            _with(r["figures"]["median"], r["median_span"]),
+            *(r["figures"][name] for name in ("p90", "p95", "p99")),
             r["memory"],
             r["energy"],
         )
         for r in found[:_ROWS]
     ]
     head = ("network", "how", "median", "p90", "p95", "p99", "memory", "energy")
-    missing = [f"- {_say(of, 200)}: {_say(why)}" for why, of in view.gaps(found)[:_ROWS]]
+    missing = [f"- {_say(of, 200)}: {_say(why)}" for why, of in view.gaps(every)[:_ROWS]]
     said = f"### Speed, measured on this machine\n\n{_table(head, rows, left=2)}"
     said += _more(len(found))
     return said + ("\n\nMissing, and why:\n\n" + "\n".join(missing) if missing else "")
+
+
+def _throughput(body: Mapping[str, Any]) -> str:
+    batches, rows = view.sweep_rows(body)
+    title = "### Samples a second over the batch"
+    if not rows:
+        runs = body["latency"].get("runs", [])
+        why = next((r["nulls"]["knee"] for r in runs if r["nulls"].get("knee")), "")
+        return f"{title}\n\n{_say(why)}" if why else ""
+    made = [
+        (
+            _say(r["label"], 40),
+            _say(r["how"], 120),
+            *(rate for rate, _ in r["cells"][:_ROWS]),
+            r["knee"],
+        )
+        for r in rows[:_ROWS]
+    ]
+    head = ("network", "how", *(f"batch {b}" for b in batches[:_ROWS]), "knee")
+    missing = "".join(
+        f"\n\n{_say(r['label'], 40)}: {_say(r['reason'])}" for r in rows if r["reason"]
+    )
+    return f"{title}\n\n{_table(head, made, left=2)}{missing}"
 
 
 def _board(body: Mapping[str, Any]) -> str:
@@ -269,6 +297,7 @@ _BLOCKS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     _before_after,
     _accuracy,
     _speed,
+    _throughput,
     _board,
     _proof,
     _doubts,

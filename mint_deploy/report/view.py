@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mint_deploy.report import words
+from mint_deploy.report.machines import machine_rows
+from mint_deploy.report.plaintext import title_text, value_text
+from mint_deploy.report.timings import gaps, latency_rows, sweep_rows
 
 __all__ = [
     "Line",
@@ -26,10 +29,12 @@ __all__ = [
     "moment",
     "settings_rows",
     "steps",
+    "sweep_rows",
 ]
 
-_SIZES = ("weight_bytes", "onnx_bytes", "peak_memory")
-_NOT_READABLE = "not readable here"
+_SIZES = (
+    "weight_bytes", "onnx_bytes", "file_bytes", "peak_memory", "gpu_memory", "peak_activation_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,8 @@ class Line:
     """One row of the before/after table; ``reason`` says why a figure is missing.
 
     ``change`` leads (a ratio, or points), ``detail`` is its interval; ``share`` is after / before
-    where it can be drawn, ``origin`` is ``measured``, ``computed`` or ``planned``.
+    where it can be drawn, ``origin`` is ``measured``, ``computed`` or ``planned``. ``before_span`` and
+    ``after_span`` are the intervals of the two figures, ``seen`` the verdict on a latency.
     """
 
     key: str
@@ -49,6 +55,9 @@ class Line:
     share: float | None
     origin: str
     reason: str
+    before_span: str = ""
+    after_span: str = ""
+    seen: str = ""
 
 
 def before_after(body: Mapping[str, Any]) -> list[Line]:
@@ -58,17 +67,20 @@ def before_after(body: Mapping[str, Any]) -> list[Line]:
 
 def _line(row: Mapping[str, Any], body: Mapping[str, Any]) -> Line:
     key = row["key"]
-    detail = ""
+    detail, spans = "", ("", "")
     if key == "latency":
-        before, after = words.duration(row["before"]), words.duration(row["after"])
+        timed = [_timed(row, side) for side in ("before", "after")]
+        before, after = (said for said, _ in timed)
+        spans = timed[0][1], timed[1][1]
         change, detail = _speed(row)
     elif key.startswith("accuracy"):
         places = accuracy_places(body)
         before, after = (words.percent(row[side], places) for side in ("before", "after"))
+        ends = [row[f"{side}_interval"] or (None, None) for side in ("before", "after")]
+        spans = _percents(ends[0], places), _percents(ends[1], places)
         change, detail = _points(row["change"])
     else:
-        print_ = words.bytes_ if key in _SIZES else words.short
-        before, after = print_(row["before"]), print_(row["after"])
+        before, after = (_amount(key, row[side]) for side in ("before", "after"))
         change = words.factor(row["ratio"])
     return Line(
         key=key,
@@ -80,16 +92,33 @@ def _line(row: Mapping[str, Any], body: Mapping[str, Any]) -> Line:
         share=row["ratio"],
         origin=row["origin"] or "",
         reason=row["reason"] or "",
+        before_span=spans[0],
+        after_span=spans[1],
+        seen=row.get("seen") or "",
     )
+
+
+def _percents(ends: Sequence[float | None], places: int) -> str:
+    return words.span(ends[0], ends[1], places, scale=100)
+
+
+def _timed(row: Mapping[str, Any], side: str) -> tuple[str, str]:
+    return words.timed(row[side], *(row.get(f"{side}_interval") or (None, None)))
+
+
+def _amount(key: str, value: float | None) -> str:
+    if key in _SIZES:
+        return words.bytes_(value)
+    if key == "energy":
+        return words.energy(value)
+    return words.short(value)
 
 
 def _speed(row: Mapping[str, Any]) -> tuple[str, str]:
     if row.get("speedup") is None:
         return words.NOT_HERE, ""
-    ends = row["speedup_low"], row["speedup_high"]
-    places = words.places_of([ends], default=2, most=3)
-    detail = f"{words.span(*ends, places)}, {100 * row['confidence']:.0f} % interval"
-    return f"{words.factor(row['speedup'], places)} as fast", detail
+    said, span = words.between(row["speedup"], row["speedup_low"], row["speedup_high"])
+    return f"{said}× as fast", f"{span}, {100 * row['confidence']:.0f} % interval"
 
 
 def _points(change: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -169,57 +198,7 @@ def _flipped(found: Mapping[str, Any] | None) -> str:
     return words.count(found["flipped"])
 
 
-# ---------------------------------------------------------------- latency and the board
-
-
-def latency_rows(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each measurement: what it was, its figures as text, reasons for gaps."""
-    rows = []
-    for run in body["latency"].get("runs", []):
-        figures = {"median": run["median_ns"], **run["percentiles"]}
-        reasons = {
-            name: figure["reason"]
-            for name, figure in (
-                *figures.items(),
-                ("memory", run["peak_rss_bytes"]),
-                ("energy", run["energy_mj"]),
-            )
-            if figure["reason"]
-        }
-        energy = run["energy_mj"]["value"]
-        rows.append(
-            {
-                "label": run["label"],
-                "how": (
-                    f"{run['runtime']}, {run['precision']}, {run['scenario']}, batch "
-                    f"{run['batch']}, {run['threads']} thread{'s' * (run['threads'] != 1)}"
-                ),
-                "scenario": run["scenario"],
-                "batch": run["batch"],
-                "figures": {name: words.duration(f["value"]) for name, f in figures.items()},
-                "per_s": words.short(run["per_s"]["value"]) if run["per_s"]["value"] else "–",
-                "samples": words.count(run["samples"]),
-                "restarts": len(run["restarts"]),
-                "load": words.duration(run["load_ns"]["value"]),
-                "memory": words.bytes_(run["peak_rss_bytes"]["value"]),
-                "energy": (words.NOT_HERE if energy is None else f"{words.significant(energy)} mJ"),
-                "reasons": reasons,
-            }
-        )
-    return rows
-
-
-def gaps(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return ``(reason, what is missing for it)`` over the rows of :func:`latency_rows`."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        for name, reason in row["reasons"].items():
-            whose = f"{row['label']} ({row['scenario']}, batch {row['batch']})"
-            found.setdefault((reason, name), []).append(whose)
-    return [
-        (reason, f"{name} of {'every measurement' if len(of) == len(rows) else ', '.join(of)}")
-        for (reason, name), of in found.items()
-    ]
+# ---------------------------------------------------------------- the board
 
 
 def batches(sizes: Sequence[int]) -> str:
@@ -253,48 +232,12 @@ def _quantity(figure: Mapping[str, Any] | None) -> tuple[str, str]:
     value, unit = figure["value"], words.plain(figure.get("unit") or "")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return words.plain(value), ""
-    low, high = figure.get("low"), figure.get("high")
     gap = "" if unit in ("", "×") else " "
-    if low is None or high is None:
-        return f"{words.significant(value)}{gap}{unit}", ""
-    places = words.places_of([(low, high)], default=2, most=3)
-    return f"{words.fixed(value, places)}{gap}{unit}", words.span(low, high, places)
+    said, span = words.between(value, figure.get("low"), figure.get("high"))
+    return f"{said}{gap}{unit}", span
 
 
-# ---------------------------------------------------------------- machine and settings
-
-
-def machine_rows(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a machine's record; what could not be read says so, with the reason if known."""
-    details = dict(machine.get("details") or {})
-    why = details.pop("nulls", None) or {}
-
-    def said(name: str, unit: str = "") -> str:
-        value = machine.get(name)
-        if value is None:
-            return f"{_NOT_READABLE}: {words.plain(why[name])}" if name in why else _NOT_READABLE
-        return f"{words.significant(value, 4) if unit else words.plain(value)}{unit}"
-
-    rows = [
-        ("Host", said("hostname")),
-        ("System", said("system")),
-        ("CPU", said("cpu")),
-        ("Cores", f"{machine['cores']:g}"),
-        ("Memory", words.bytes_(machine["memory_bytes"] or None)),
-        ("Board", said("board")),
-        ("GPU", said("gpu")),
-        ("CPU governor", said("governor")),
-        ("Clock", said("frequency_mhz", " MHz")),
-        ("Load average", said("load_average")),
-        ("Virtualisation", said("virtualization")),
-        ("Power mode", said("power_mode")),
-        ("Python", said("python")),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in machine["versions"].items())),
-    ]
-    for name, value in details.items():
-        gap = f"{_NOT_READABLE}: {words.plain(why[name])}" if name in why else words.NOT_HERE
-        rows.append((_title(name), gap if value is None else _value(value)))
-    return rows
+# ---------------------------------------------------------------- settings
 
 
 def settings_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -305,32 +248,20 @@ def settings_rows(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     budget = ", ".join(f"{k} {words.significant(v)}" for k, v in run["budget"].items())
     level = " – cut on the exported program" if run["settings"].get("export_level") else ""
     rows = [
-        ("Model", _value(run["model"]) + (" (the embedded demo)" if run["demo"] else "") + level),
-        ("Data", _value(run["data"])),
-        ("Target", _value(run["target"])),
+        (
+            "Model",
+            value_text(run["model"]) + (" (the embedded demo)" if run["demo"] else "") + level,
+        ),
+        ("Data", value_text(run["data"])),
+        ("Target", value_text(run["target"])),
         ("Criterion", words.plain(method)),
         ("Budget", budget or "–"),
-        ("Seed", _value(run["seed"])),
+        ("Seed", value_text(run["seed"])),
         ("Started", moment(run["created"] or words.NOT_HERE)),
-        ("Plan digest", _value(run["plan_digest"])),
+        ("Plan digest", value_text(run["plan_digest"])),
     ]
     shown = {"model", "data", "target", "criterion", "estimator", "seed", "export_level"}
     settings = {k: v for k, v in run["settings"].items() if k not in shown}
-    rows += [(_title(k), _value(v)) for k, v in settings.items()]
+    rows += [(title_text(k), value_text(v)) for k, v in settings.items()]
     versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
     return [*rows, ("Versions", words.plain(versions) or "–")]
-
-
-def _title(key: object) -> str:
-    name = words.plain(key).replace("_", " ")
-    return name[:1].upper() + name[1:]
-
-
-def _value(value: Any) -> str:
-    if value is None or value in ("", [], {}):
-        return words.NOT_HERE
-    if isinstance(value, Mapping):
-        return ", ".join(f"{words.plain(k)} {_value(v)}" for k, v in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(_value(v) for v in value)
-    return words.plain(value)

@@ -14,11 +14,14 @@ from typing import Any
 __all__ = [
     "NOT_HERE",
     "accuracy_places",
+    "between",
     "bytes_",
     "clip",
     "count",
     "decimals",
     "duration",
+    "duration_unit",
+    "energy",
     "error",
     "factor",
     "figure",
@@ -32,6 +35,8 @@ __all__ = [
     "short",
     "significant",
     "span",
+    "supported",
+    "timed",
 ]
 
 #: What stands where a figure is absent; the reason stands beside it.
@@ -115,19 +120,19 @@ def count(value: float | None) -> str:
     return NOT_HERE if value is None else f"{round(value):,}"
 
 
-def short(value: float | None, unit: str = "") -> str:
-    """Return a count with three significant digits and a decimal prefix: ``126 M``."""
+def short(value: float | None, unit: str = "", digits: int = 3) -> str:
+    """Return a count with a decimal prefix: ``126 M``; three significant digits unless fewer are known."""
     if value is None:
         return NOT_HERE
     tail = f" {unit}" if unit else ""
     if abs(value) < 1000:
-        return f"{value:.0f}{tail}"
+        return f"{significant(value, digits) if digits < 3 else f'{value:.0f}'}{tail}"
     prefixes = "kMGTPE"
     power = 0
     value /= 1000
     while abs(float(f"{value:.2e}")) >= 1000 and power < len(prefixes) - 1:
         value, power = value / 1000, power + 1
-    return f"{significant(value)} {prefixes[power]}{unit}"
+    return f"{significant(value, digits)} {prefixes[power]}{unit}"
 
 
 def bytes_(value: float | None) -> str:
@@ -137,14 +142,79 @@ def bytes_(value: float | None) -> str:
     return short(value, "B") if abs(value) >= 1000 else f"{value:.0f} bytes"
 
 
-def duration(value_ns: float | None) -> str:
-    """Return a time given in nanoseconds with three significant digits: ``2.01 ms``."""
-    if value_ns is None:
-        return NOT_HERE
+def duration_unit(value_ns: float) -> tuple[str, float]:
+    """Return the unit that a time given in nanoseconds is printed in, and its nanoseconds."""
     for unit, scale in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if float(f"{abs(value_ns):.2e}") >= scale:
-            return f"{significant(value_ns / scale)} {unit}"
-    return f"{significant(value_ns)} ns"
+            return unit, scale
+    return "ns", 1.0
+
+
+def duration(value_ns: float | None, digits: int = 3) -> str:
+    """Return a time given in nanoseconds: ``2.01 ms``; three significant digits unless fewer are known."""
+    if value_ns is None:
+        return NOT_HERE
+    unit, scale = duration_unit(value_ns)
+    return f"{significant(value_ns / scale, digits)} {unit}"
+
+
+def between(value: float, low: float | None, high: float | None) -> tuple[str, str]:
+    """Return a figure and its interval, both with the digits that the interval supports.
+
+    Three digits at most, a fourth where three would not tell the ends of the interval apart.
+
+    >>> between(3.4123, 3.388, 3.437), between(166.2, 110.4, 240.1), between(3.4123, 3.4112, 3.4134)
+    (('3.41', '3.39 to 3.44'), ('170', '110 to 240'), ('3.412', '3.411 to 3.413'))
+    """
+    if low is None or high is None or not math.isfinite(high - low):
+        return significant(value), ""
+    half = (high - low) / 2
+    if value == 0 or half <= 0:
+        return significant(value), f"{significant(low)} to {significant(high)}"
+    first, last = math.floor(math.log10(abs(value))), math.floor(math.log10(half))
+    last -= 1 if half / 10**last < 3 else 0
+    at = min(first, max(first - 2, last))
+    if at > last and _to(low, at) == _to(high, at):
+        at -= 1
+    return _to(value, at), f"{_to(low, at)} to {_to(high, at)}"
+
+
+def _to(value: float, last: int) -> str:
+    """Return ``value`` rounded to the decimal position ``last``: -2 is hundredths, 1 is tens."""
+    return fixed(round(value, -last), max(0, -last))
+
+
+def timed(value_ns: float | None, low_ns: float | None, high_ns: float | None) -> tuple[str, str]:
+    """Return a time and its interval, rounded by it: ``("3.41 ms", "3.39 to 3.44")``."""
+    if value_ns is None:
+        return NOT_HERE, ""
+    unit, scale = duration_unit(value_ns)
+    ends = (None if end is None else end / scale for end in (low_ns, high_ns))
+    said, span_ = between(value_ns / scale, *ends)
+    return f"{said} {unit}", span_
+
+
+def energy(value_mj: float | None) -> str:
+    """Return an energy given in millijoules with three significant digits: ``4.21 mJ``, ``38.0 µJ``."""
+    if value_mj is None:
+        return NOT_HERE
+    for unit, scale in (("J", 1e3), ("mJ", 1.0)):
+        if float(f"{abs(value_mj):.2e}") >= scale:
+            return f"{significant(value_mj / scale)} {unit}"
+    return f"{significant(value_mj * 1e3)} µJ"
+
+
+def supported(value: float | None, low: float | None, high: float | None) -> int:
+    """Return how many significant digits, one to three, an interval around ``value`` supports.
+
+    >>> supported(166.2, 110.4, 240.1), supported(3.4123, 3.388, 3.437), supported(3.4, None, None)
+    (2, 3, 3)
+    """
+    if not value or low is None or high is None or not 0 < high - low < math.inf:
+        return 3
+    half, first = (high - low) / 2, math.floor(math.log10(abs(value)))
+    last = math.floor(math.log10(half))
+    return min(3, max(1, first - last + 1 + (1 if half / 10**last < 3 else 0)))
 
 
 def factor(value: float | None, places: int | None = None) -> str:
