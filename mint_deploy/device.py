@@ -38,29 +38,68 @@ __all__ = ["MODULES", "main"]
 #: what the zip is made of: this program and everything it can reach, inside mint_deploy
 MODULES = (
     "__init__.py",
+    "_advice.py",
     "_bench_base.py",
     "_bench_child.py",
+    "_bench_cores.py",
     "_bench_files.py",
+    "_bench_loop.py",
+    "_bench_streams.py",
+    "_bench_sweep.py",
     "_bench_turns.py",
     "_bench_worker.py",
+    "_cgroup.py",
+    "_machine_board.py",
+    "_machine_cpu.py",
+    "_machine_gpu.py",
+    "_machine_versions.py",
+    "_machine_where.py",
+    "_nvml.py",
+    "_onnx_head.py",
+    "_ort_cache.py",
+    "_ort_providers.py",
+    "_ort_session.py",
+    "_rails.py",
+    "_student.py",
+    "_sysfs.py",
+    "_torch_hold.py",
+    "_trt_api.py",
+    "_trt_build.py",
+    "_trt_cuda.py",
+    "_trt_dialects.py",
+    "_trt_exports.py",
+    "_trt_here.py",
+    "_trt_log.py",
+    "_trt_session.py",
+    "_unsupported.py",
     "_version.py",
     "artifacts.py",
     "bench.py",
     "device.py",
+    "digits.py",
     "doubts.py",
+    "engine_file.py",
     "errors.py",
     "files.py",
+    "looks.py",
     "machine.py",
     "manifest.py",
+    "measurement_file.py",
+    "onnx_wire.py",
     "parity.py",
     "plugins.py",
     "recipe.py",
     "runtimes/__init__.py",
     "runtimes/null.py",
     "runtimes/onnxruntime.py",
+    "runtimes/onnxruntime_cuda.py",
+    "runtimes/onnxruntime_tensorrt.py",
+    "runtimes/openvino.py",
     "runtimes/pytorch.py",
+    "runtimes/tensorrt.py",
     "sensors.py",
     "statistics.py",
+    "stopping.py",
     "target.py",
     "trtexec.py",
     "values/__init__.py",
@@ -205,18 +244,30 @@ class _Bundle:
 
         wanted = str(self.target.get("runtime", "onnxruntime"))
         name, notes = asked or wanted, []
-        if asked is None and wanted not in plugins.known("runtime"):
+        if asked is None and (
+            wanted not in plugins.known("runtime")
+            or plugins.load("runtime", wanted).missing() is not None
+        ):
             name = "onnxruntime"
             notes = [f"note: the target's runtime is {wanted}; these figures are onnxruntime's"]
-        reason = plugins.load("runtime", name).missing()
-        if reason is not None:
-            raise RuntimeMissing(name, reason, f"python3 -m pip install {name}")
+        _need(name)
         return name, notes
 
     def batch(self, name: str) -> int:
         """The batch of a network: its own where it is fixed, else the target's."""
         first = next((s.shape[0] for s in self.models[name].inputs if s.shape), -1)
         return first if first > 0 else int(self.target.get("batch", 1))
+
+
+def _need(runtime: str) -> None:
+    """Refuse a runtime that cannot be used here, with the one command that mends it."""
+    from mint_deploy import plugins
+
+    plugin = plugins.load("runtime", runtime)
+    reason = plugin.missing()
+    if reason is not None:
+        mend = getattr(plugin, "MEND", f"pip install {runtime}")
+        raise RuntimeMissing(runtime, reason, str(mend))
 
 
 # ---------------------------------------------------------------- the commands
@@ -237,7 +288,7 @@ def _probe(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:  # noqa: 
 
 
 def _build(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
-    from mint_deploy import plugins, trtexec
+    from mint_deploy import plugins
 
     bundle = _Bundle(arguments.bundle)
     target = dict(bundle.target)
@@ -246,14 +297,7 @@ def _build(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
         target["precision"] = arguments.precision
     name = "slim" if "slim" in bundle.models else "dense"
     path = bundle.path(name)
-    if runtime == "tensorrt":
-        engine = trtexec.build(path, bundle.folder, str(target.get("precision", "fp32")))
-    else:
-        plugin = plugins.load("runtime", runtime)
-        reason = plugin.missing()
-        if reason is not None:
-            raise RuntimeMissing(runtime, reason, f"python3 -m pip install {runtime}")
-        engine = plugin.build(path, target, bundle.folder)
+    engine = plugins.load("runtime", runtime).build(path, target, bundle.folder)
     built = " ".join(f"{k} {v}" for k, v in engine.builder.items())
     lines = [f"{name}: {Path(engine.path).name} for {runtime}, {engine.precision}, by {built}"]
     return {"network": name, "engine": engine}, lines
