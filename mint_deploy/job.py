@@ -7,6 +7,7 @@ what the settings name; that it is still the same network and data is checked by
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -69,8 +70,10 @@ class Job:
 
     @cached_property
     def target(self) -> Target:
-        """The device that the network is prepared for, as the run began with it."""
-        return load_target(self.run / "target.toml")
+        """The device that the network is prepared for, as the run began with it, in the precision asked for."""
+        target = load_target(self.run / "target.toml")
+        precision = self.request.precision
+        return dataclasses.replace(target, precision=precision) if precision else target
 
     @cached_property
     def source(self) -> LoadedModel:

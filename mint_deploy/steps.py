@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mint_deploy import batchnorm, files, plugins, trtexec
-from mint_deploy import bench as measuring
 from mint_deploy.artifacts import Accuracy
+from mint_deploy.bench_run import measure_run
 from mint_deploy.bundle import write_bundle
 from mint_deploy.criteria import needs
 from mint_deploy.criteria import score as score_units
@@ -33,6 +33,7 @@ from mint_deploy.onnx_cost import layer_costs
 from mint_deploy.parity import write_parity
 from mint_deploy.plan import plan as make_plan
 from mint_deploy.plan_file import by_hand, is_costed, read_plan, recosted
+from mint_deploy.precision import lower
 from mint_deploy.predict import predict
 from mint_deploy.pt2 import save_pt2
 from mint_deploy.recover import recover as fine_tune
@@ -60,8 +61,8 @@ LEAST_STEPS, BATCH = 150, 128
 SETTLED = 0.9
 #: images for BatchNorm statistics, and for the parity between ONNX and PyTorch
 NORM_IMAGES, PARITY_IMAGES = 2000, 16
-#: the longest that the comparison of dense and slim may take; small networks need a tenth of it
-BENCH_S, RESTARTS = 60.0, 5
+#: the longest that measuring dense and slim may take; small networks need a part of it
+BENCH_S, RESTARTS = 45.0, 5
 
 
 __all__ = [
@@ -309,6 +310,7 @@ def export(job: Job) -> None:
     if job.request.pt2:
         _save_pt2(job, networks["slim"], samples)
     write_parity(job.run / "parity.npz", parity_of(networks, samples, class_names=names))
+    lower(job, exported)
     body = {
         **exported,
         "target": job.target,
@@ -360,17 +362,8 @@ def build(job: Job) -> None:
 
 
 def bench(job: Job) -> None:
-    """Measure dense and slim in turns on this machine, in fresh processes."""
-    measured, compared = measuring.interleave(
-        {"dense": job.run / "dense.onnx", "slim": job.run / "model.onnx"},
-        threads=job.target.threads,
-        batch=job.target.batch,
-        restarts=RESTARTS,
-        budget_s=BENCH_S,
-        seed=job.request.seed,
-        progress=job.progress.step,
-    )
-    measuring.save(job.run.path, measured, compared)
+    """Measure dense and slim in turns on this machine, and what else there is to know of them."""
+    measure_run(job, budget_s=BENCH_S, restarts=RESTARTS)
 
 
 def report(job: Job) -> None:

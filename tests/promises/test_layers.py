@@ -15,7 +15,13 @@ LAYERS = {
     "device": {
         "runtimes", "sensors", "machine", "bench", "_bench_base", "_bench_child", "_bench_files",
         "_bench_turns", "_bench_worker", "statistics", "doubts", "compare", "parity", "manifest",
-        "recipe", "trtexec", "device",
+        "recipe", "trtexec", "device", "looks", "engine_file", "limits", "pairing", "measurement_file", "stopping",
+        "digits", "quiet", "_advice", "_bench_cores", "_bench_loop", "_bench_streams", "_bench_sweep", "_cgroup",
+        "_machine_board", "_machine_cpu", "_machine_gpu", "_machine_versions", "_machine_where", "_nvml", "_onnx_head",
+        "_ort_cache", "_ort_providers", "_ort_session", "_processes", "_quiet_advice", "_quiet_block",
+        "_quiet_worker", "_rails", "_student", "_sysfs", "_torch_hold", "_trt_api", "_trt_build", "_trt_cuda",
+        "_trt_dialects", "_trt_exports", "_trt_here", "_trt_log", "_trt_session", "_unsupported", "onnx_wire",
+        "layer_times", "_layer_child",
     },
     "report": {"report"},
     "host": {
@@ -23,7 +29,8 @@ LAYERS = {
         "checkpoint", "schedule", "training", "recover", "tracing", "graph", "gate", "trace",
         "moments", "moments_file", "sums", "taps", "feed", "agreement", "blas", "covariance", "readers",
         "dependency", "sparsity", "estimators", "criteria", "plan", "surgery", "verify", "repair", "face",
-        "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle", "example",
+        "onnx_file", "torch_onnx", "export", "onnx_cost", "predict", "bundle", "example", "onnx_layers", "onnx_figures", "onnx_tidy", "profile_layers", "module_times",
+        "open_batch", "quantize",
         "sensitivity", "dead", "lossless", "survey", "silence", "pt2", "pt2_check",
         "pt2_formula", "compose", "plan_file", "loading", "user_model", "attention",
         "reference", "settle", "culprits",
@@ -31,7 +38,7 @@ LAYERS = {
     },
     "pipeline": {
         "folders", "runfolder", "settings", "progress", "stages", "job", "steps", "pipeline",
-        "cut_record",
+        "cut_record", "bench_run", "precision",
     },
     "cli": {"cli", "__main__"},
 }  # fmt: skip
