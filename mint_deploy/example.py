@@ -122,13 +122,12 @@ def run(x):
 
 _TENSORRT = '''\
 sys.path.insert(0, str(HERE / "mint_deploy_device.pyz"))  # the runner of engines; nothing is installed
-from mint_deploy import plugins  # noqa: E402
-from mint_deploy.artifacts import Engine  # noqa: E402
-from mint_deploy.files import read_value  # noqa: E402
+from mint_deploy import engine_file  # noqa: E402
+from mint_deploy.runtimes import tensorrt  # noqa: E402
 
 if not (HERE / FILE).is_file():
     raise SystemExit("first build the engine here: python3 mint_deploy_device.pyz build")
-runner = plugins.load("runtime", "tensorrt").runner(read_value(HERE / "engine.json", Engine))
+runner = tensorrt.runner(engine_file.read(HERE))  # refuses an engine of another machine
 
 
 def run(x):
