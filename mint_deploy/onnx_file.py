@@ -1,22 +1,25 @@
-"""An ONNX file in the hand: names a person recognises, pinned versions, and what it says of itself.
+"""An ONNX file in the hand: what it says of itself, whether it may be trusted, pinned versions.
 
-Both of PyTorch's exporters leave names of their own (``node_Conv_848``) and one leaves the source
-paths of the machine it ran on; here they become ``layer1.0.conv1/Conv`` and nothing. No torch here.
+``open_onnx`` is the door for a file from somebody else: nothing is loaded before the paths that it
+names, its size and its form are looked at. No torch here, and no model: such a file is measured,
+quantised and built as it is.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 
 from mint_deploy.artifacts import TensorSpec
 from mint_deploy.errors import ModelError, TargetError
+from mint_deploy.onnx_tidy import LAYERS, STANDARD, every_node, tidy_
+from mint_deploy.onnx_wire import data_files, digest, read_wire
 from mint_deploy.runtimes import DYNAMIC
 
 __all__ = [
@@ -24,20 +27,21 @@ __all__ = [
     "batchnorm_left",
     "describe",
     "finish",
+    "load_onnx",
+    "open_onnx",
     "pin_outputs_",
     "read_onnx",
     "tidy_",
 ]
 
-#: the operators whose second input is a weight that has a layer's name
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_STANDARD = ("", "ai.onnx")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxFacts:
-    """What an ONNX file says of itself; an open dimension of a tensor is ``DYNAMIC`` (-1)."""
+    """What an ONNX file says of itself; an open dimension of a tensor is ``DYNAMIC`` (-1).
+
+    Of a file that was opened: ``sha256`` with its external data, ``external`` the names of the
+    files that hold some, ``bytes`` the size of all of them.
+    """
 
     opset: int
     ir_version: int
@@ -45,6 +49,50 @@ class OnnxFacts:
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str]
     operators: Mapping[str, int]
+    sha256: str = ""
+    external: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+def open_onnx(path: str | os.PathLike[str]) -> OnnxFacts:
+    """Check an ONNX file that came from anywhere, and say what it is.
+
+    Args:
+        path: the file; weights in other files must lie in its folder.
+
+    Raises:
+        ModelError: no such file, not ONNX, cut short, too large; external data that leaves the
+            file's folder or is not there (the tensor is named); a graph that breaks ONNX's rules;
+            an input or output that is no tensor.
+    """
+    beside = data_files(path, read_wire(path))
+    facts = read_onnx(path)
+    try:
+        onnx.checker.check_model(os.fspath(path))
+    except onnx.checker.ValidationError as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} is not a valid ONNX model: {reason}; export it anew") from error
+    for spec in (*facts.inputs, *facts.outputs):
+        if not spec.dtype:
+            raise ModelError(
+                f"'{spec.name}' of {path} is no tensor; only tensors are taken and given"
+            )
+    return dataclasses.replace(
+        facts,
+        sha256=digest(path),
+        external=tuple(sorted(beside)),
+        bytes=Path(path).stat().st_size + sum(f.stat().st_size for f in {*beside.values()}),
+    )
+
+
+def load_onnx(path: str | os.PathLike[str]) -> Any:
+    """Return an ONNX file that :func:`open_onnx` accepts as a ModelProto with all its weights.
+
+    Raises:
+        ModelError: as :func:`open_onnx`.
+    """
+    open_onnx(path)
+    return onnx.load(os.fspath(path))
 
 
 def read_onnx(path: str | os.PathLike[str]) -> OnnxFacts:
@@ -67,11 +115,11 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFacts:
 def describe(model: Any) -> OnnxFacts:
     """Say what an ONNX model is."""
     counts: dict[str, int] = {}
-    for node in _nodes(model.graph):
+    for node in every_node(model.graph):
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     weights = {tensor.name for tensor in model.graph.initializer}
     return OnnxFacts(
-        opset=max((o.version for o in model.opset_import if o.domain in _STANDARD), default=0),
+        opset=max((o.version for o in model.opset_import if o.domain in STANDARD), default=0),
         ir_version=int(model.ir_version),
         inputs=tuple(_spec(v) for v in model.graph.input if v.name not in weights),
         outputs=tuple(_spec(v) for v in model.graph.output),
@@ -83,109 +131,10 @@ def describe(model: Any) -> OnnxFacts:
 def _spec(value: Any) -> TensorSpec:
     tensor = value.type.tensor_type
     dims = tuple(int(d.dim_value) if d.HasField("dim_value") else DYNAMIC for d in tensor.shape.dim)
+    if not value.type.HasField("tensor_type") or not tensor.elem_type:
+        return TensorSpec(name=value.name, shape=dims, dtype="")  # a sequence, a map
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(name=value.name, shape=dims, dtype=str(dtype))
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Yield every node, those of sub-graphs too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
-
-
-# ---------------------------------------------------------------- names
-
-
-def tidy_(model: Any, *, prefix: str = "model.") -> None:
-    """Name weights and nodes after the layers, drop the exporter's notes and weights nobody reads.
-
-    Args:
-        model: a ModelProto, changed in place.
-        prefix: what stands before every layer's name because the network was wrapped.
-    """
-    graph = model.graph
-    _drop_unread(graph)
-    weights = {tensor.name for tensor in graph.initializer}
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for node in graph.node:
-        layer = _layer(node, weights)
-        if layer is not None:
-            layer = f"{layer}.".removeprefix(prefix).rstrip(".")
-            node.name = f"{layer}/{node.op_type}" if layer else node.op_type
-            if layer and node.op_type in _WEIGHTED:
-                for part, name in zip(("weight", "bias"), node.input[1:], strict=False):
-                    if name in weights:
-                        names.setdefault(name, f"{layer}.{part}")
-        stem, count = node.name or node.op_type, 1
-        node.name = stem
-        while node.name in taken:
-            count += 1
-            node.name = f"{stem}_{count}"
-        taken.add(node.name)
-    _rename_weights(graph, {name: name.removeprefix(prefix) for name in weights} | names)
-    _strip_notes(model)
-
-
-def _drop_unread(graph: Any) -> None:
-    read = {name for node in _nodes(graph) for name in node.input}
-    read |= {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _rename_weights(graph: Any, names: Mapping[str, str]) -> None:
-    """Rename initializers; a name that something else has is not taken."""
-    used = {name for node in _nodes(graph) for name in (*node.input, *node.output)}
-    used |= {value.name for value in (*graph.input, *graph.output)}
-    done = {}
-    for tensor in graph.initializer:
-        new = names[tensor.name]
-        if new not in used:
-            used.add(new)
-            done[tensor.name] = tensor.name = new
-    for node in _nodes(graph):
-        for i, name in enumerate(node.input):
-            node.input[i] = done.get(name, name)
-
-
-def _layer(node: Any, weights: set[str]) -> str | None:
-    """Return the dotted name of the module that a node belongs to, or None: not known."""
-    if node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in weights:
-        name, _, kind = str(node.input[1]).rpartition(".")
-        if kind == "weight" and name:
-            return name
-    for prop in node.metadata_props:
-        if prop.key == _SCOPES:  # the newer exporter: "['', 'model', 'model.layer1', 'relu_1']"
-            with contextlib.suppress(ValueError, SyntaxError, LookupError):
-                return str(ast.literal_eval(prop.value)[-2])
-    if node.name.startswith("/"):  # the older one: /model/layer1/layer1.0/conv1/Conv
-        path: list[str] = []
-        for part in node.name.split("/")[1:-1]:
-            if path and part.startswith(f"{path[-1]}."):
-                path.pop()
-            path.append(part)
-        return ".".join(path)
-    return None
-
-
-def _strip_notes(model: Any) -> None:
-    """Drop what the exporter noted of its work: it names files of the machine that it ran on."""
-    graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer}
-    named = {name for node in _nodes(graph) for name in node.output}
-    infos = [v for v in graph.value_info if v.name in named and v.name not in weights]
-    del graph.value_info[:]
-    graph.value_info.extend(sorted(infos, key=lambda value: str(value.name)))
-    values = (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
-    for item in (model, graph, *_nodes(graph), *values):
-        item.doc_string = ""
-        del item.metadata_props[:]
-    graph.name = "network"
 
 
 # ---------------------------------------------------------------- pinning and checking
@@ -197,7 +146,7 @@ def batchnorm_left(model: Any) -> str:
     left = [n for n in model.graph.node if n.op_type == "BatchNormalization"]
     if not left:
         return "all folded"
-    behind = sum(maker.get(node.input[0]) in _WEIGHTED for node in left)
+    behind = sum(maker.get(node.input[0]) in LAYERS for node in left)
     return f"{len(left)} left, {behind} of them behind a layer that a runtime can fold them into"
 
 
@@ -227,14 +176,14 @@ def finish(model: Any, *, opset: int, ir_version: int, metadata: Mapping[str, st
             f"the target asks for opset {opset} and PyTorch's exporter wrote {facts.opset}; "
             f"choose another opset in the target"
         )
-    for node in _nodes(model.graph):
-        if node.domain not in _STANDARD:
+    for node in every_node(model.graph):
+        if node.domain not in STANDARD:
             raise ModelError(
                 f"layer '{node.name}' became the operator {node.domain}.{node.op_type}, which is "
                 "not standard ONNX and which no target's parser is sure to know; rewrite that layer"
             )
     del model.functions[:]
-    for entry in [o for o in model.opset_import if o.domain not in _STANDARD]:
+    for entry in [o for o in model.opset_import if o.domain not in STANDARD]:
         model.opset_import.remove(entry)
     model.ir_version = ir_version
     for key, value in sorted(metadata.items()):

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import numpy_helper
 
 from mint_deploy import files
 from mint_deploy.bench import random_inputs
 from mint_deploy.errors import ModelError
-from mint_deploy.onnx_file import read_onnx
+from mint_deploy.onnx_file import load_onnx, read_onnx
 from mint_deploy.onnx_layers import OnnxGraph, read_graph
 from mint_deploy.parity import compare_outputs
 
@@ -39,7 +38,7 @@ def open_batch(
         ModelError: the network cannot be opened (it mixes its samples, or writes the batch down elsewhere).
     """
     graph = read_graph(path)
-    model = onnx.load(os.fspath(path))
+    model = load_onnx(path)
     if not graph.open_batch:
         _open_(model, graph)
     with files.atomic(out) as part:

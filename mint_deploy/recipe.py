@@ -303,7 +303,7 @@ def recipe(target: Target, networks: Mapping[str, ExportedModel]) -> dict[str, A
     entry ``precision`` of its metadata. Where no recipe is known, ``reason`` says why.
     """
     body: dict[str, Any] = {"runtime": target.runtime, "precision": target.precision}
-    if target.runtime == "onnxruntime":
+    if target.runtime == "openvino" or target.runtime.startswith("onnxruntime"):
         return body | {
             "session": {
                 "intra_op_threads": target.threads,

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mint_deploy import batchnorm, files, plugins, trtexec
+from mint_deploy import batchnorm, files, plugins
 from mint_deploy.artifacts import Accuracy
 from mint_deploy.bench_run import measure_run
 from mint_deploy.bundle import write_bundle
 from mint_deploy.criteria import needs
 from mint_deploy.criteria import score as score_units
 from mint_deploy.cut_record import cut_body
-from mint_deploy.errors import ModelError, TargetError
+from mint_deploy.errors import ModelError, RuntimeMissing, TargetError
 from mint_deploy.evaluate import promise
 from mint_deploy.export import export as export_onnx
 from mint_deploy.export import parity_of
@@ -348,17 +348,18 @@ def _predict(job: Job) -> None:
 
 
 def build(job: Job) -> None:
-    """Make an engine of the slim network with what this machine has, and record it."""
-    wants_tensorrt = job.target.runtime == "tensorrt"
-    if wants_tensorrt and trtexec.find() is not None:
-        trtexec.build(job.run / "model.onnx", job.run.path, job.target.precision)
-        return
-    if wants_tensorrt:
+    """Make an engine of the slim network with the target's runtime, where it is here, and record it."""
+    runtime, model = job.target.runtime, job.run / "model.onnx"
+    try:
+        plugins.load("runtime", runtime).build(model, job.target, job.run.path)
+    except RuntimeMissing as error:
+        if runtime == "onnxruntime":
+            raise
         job.progress.say(
-            "  no TensorRT here: its engine is built on the board, from the bundle; what is built "
-            "and measured here is ONNX Runtime's"
+            f"  no {runtime} here ({error.why}): its engine is built on the device, from the bundle; what "
+            "is built and measured here is ONNX Runtime's"
         )
-    plugins.load("runtime", "onnxruntime").build(job.run / "model.onnx", None, job.run.path)
+        plugins.load("runtime", "onnxruntime").build(model, None, job.run.path)
 
 
 def bench(job: Job) -> None:

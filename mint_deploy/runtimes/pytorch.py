@@ -1,32 +1,43 @@
-"""PyTorch, eager: runs a torch module of this process, as the reference of the other runtimes.
+"""PyTorch: runs a torch module of this process, as the reference of the other runtimes.
 
-There is no engine file, so it takes the module where the others take an engine. torch is imported
-inside the functions only.
+    eager       as it is
+    compile     through ``torch.compile`` (a C++ compiler is needed on a CPU)
+    cuda_graph  recorded once for each shape of the inputs, and replayed by one launch
+
+There is no engine file, so it takes the module where the others take an engine. The module is put
+into evaluation mode and, where ``channels_last`` asks for it, its weights into that layout; both
+are put back on leaving. torch is imported inside the functions only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mint_deploy._torch_hold import HOLD
 from mint_deploy.artifacts import Engine, TensorSpec
-from mint_deploy.errors import ConfigError, DataError, ModelError, RuntimeMissing
-from mint_deploy.runtimes import DYNAMIC, Arrays, closed, save_engine
+from mint_deploy.errors import ConfigError, DataError, ModelError, RuntimeMissing, UnknownName
+from mint_deploy.runtimes import DYNAMIC, Arrays, closed, no_samples, save_engine
 
 if TYPE_CHECKING:
     import torch
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
-__all__ = ["MEND", "PyTorchRunner", "build", "missing", "runner"]
+__all__ = ["MEND", "MODES", "PyTorchRunner", "build", "missing", "runner"]
 
 MEND = "pip install torch"
+MODES = ("eager", "compile", "cuda_graph")
+#: runs before a CUDA graph is recorded: libraries choose their algorithms in the first ones
+_WARM_UP = 3
 
 
 def missing() -> str | None:
@@ -83,24 +94,41 @@ def runner(
     threads: int = 1,
     example_inputs: Sequence[torch.Tensor],
     names: Sequence[str] = ("input",),
+    mode: str = "eager",
+    channels_last: bool = False,
+    tf32: bool = False,
 ) -> PyTorchRunner:
     """Return a runner of a torch module on its own device; ``example_inputs`` are its arguments.
 
     The batch dimension (the first) is taken to be open.
 
+    Args:
+        engine: the module.
+        threads: PyTorch's compute threads; they hold for the whole process.
+        example_inputs: its arguments, ``[N, ...]`` each.
+        names: one for each of them.
+        mode: ``eager``, ``compile`` or ``cuda_graph``.
+        channels_last: convolutions in the layout ``[N, H, W, C]``, weights and images alike.
+        tf32: let an NVIDIA GPU round float32 factors to ten bits.
+
     Raises:
-        ConfigError: ``threads`` below 1, or not one name for each input.
+        ConfigError: ``threads`` below 1, not one name for each input, or a CUDA graph of a module
+            that is not on a GPU.
+        UnknownName: no such mode.
         ModelError: not a torch module.
     """
     if threads < 1:
         raise ConfigError(f"threads is {threads}, expected 1 or more")
     if len(names) != len(example_inputs):
         raise ConfigError(f"{len(names)} names for {len(example_inputs)} inputs; expected as many")
-    return PyTorchRunner(engine, build(engine), threads, tuple(example_inputs), tuple(names))
+    if mode not in MODES:
+        raise UnknownName("mode of PyTorch", mode, MODES)
+    made = PyTorchRunner(engine, build(engine), threads, tuple(example_inputs), tuple(names))
+    return made.choose(mode, channels_last=channels_last, tf32=tf32)
 
 
 class PyTorchRunner:
-    """A module in evaluation mode; mode and thread count are put back on leaving."""
+    """A module in evaluation mode; mode, layout and thread count are put back on leaving."""
 
     def __init__(
         self,
@@ -113,34 +141,52 @@ class PyTorchRunner:
         self._module, self._torch, self._names = module, _library(), names
         tensor = next(iter(module.parameters()), example_inputs[0])
         self._device = tensor.device
-        self.threads = threads
-        self.engine = Engine(
-            path=engine.path,
-            runtime=engine.runtime,
-            precision=engine.precision,
-            sha256=engine.sha256,
-            flags={
-                "mode": "eager, inference mode",
-                "device": self._device.type,
-                "intra_op_threads": str(threads),
-            },
-            builder=engine.builder,
-        )
+        self.threads, self.engine = threads, engine
         self.inputs = tuple(
             _spec(name, value) for name, value in zip(names, example_inputs, strict=True)
         )
         self.outputs: tuple[TensorSpec, ...] = ()
         self._examples = example_inputs
         self._stack: contextlib.ExitStack | None = None
+        self._call: Callable[..., Any] = module
+        self._graphs: dict[Any, tuple[Any, list[torch.Tensor], Any]] = {}
+        self._mode, self._channels_last, self._tf32 = "eager", False, False
+        #: a graph's inputs and outputs have one place in memory, so its callers wait for each other
+        self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+    def choose(self, mode: str, *, channels_last: bool, tf32: bool) -> Self:
+        """Set how it runs, and record it in the engine's flags."""
+        if mode == "cuda_graph" and self._device.type != "cuda":
+            raise ConfigError(
+                f"a CUDA graph needs a module on a GPU, and this one is on {self._device.type}; "
+                "move it there, or choose the mode eager"
+            )
+        self._mode, self._channels_last, self._tf32 = mode, channels_last, tf32
+        flags = {
+            "mode": f"{mode}, inference mode",
+            "device": self._device.type,
+            "intra_op_threads": str(self.threads),
+            "memory_format": "channels_last" if channels_last else "contiguous",
+        }
+        if self._device.type == "cuda":
+            flags["tf32"] = "on" if tf32 else "off"
+        self.engine = dataclasses.replace(self.engine, flags=flags)
+        return self
 
     def __enter__(self) -> Self:
         torch = self._torch
         with contextlib.ExitStack() as stack:
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(self.threads)
-            for module in [m for m in self._module.modules() if m.training]:
-                stack.callback(setattr, module, "training", True)
-                module.training = False
+            stack.enter_context(HOLD.threads(torch, self.threads))
+            stack.enter_context(HOLD.evaluation(self._module))
+            stack.enter_context(HOLD.layout(torch, self._module, channels_last=self._channels_last))
+            if self._device.type == "cuda":
+                for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+                    stack.callback(setattr, backend, "allow_tf32", backend.allow_tf32)
+                    backend.allow_tf32 = self._tf32
+            if self._mode == "compile":
+                self._call = torch.compile(self._module)
+            elif self._mode == "cuda_graph":
+                self._call, self._turn = self._replay, threading.Lock()
             self._stack = stack.pop_all()
         try:
             results = self.infer(
@@ -159,27 +205,68 @@ class PyTorchRunner:
         """Run the module once; see :meth:`mint_deploy.runtimes.Runner.infer`."""
         if self._stack is None:
             raise closed("pytorch")
-        torch = self._torch
         if set(inputs) != set(self._names):
             raise DataError(
                 f"the module takes the inputs {', '.join(self._names)}; "
                 f"was given {', '.join(inputs) or 'nothing'}"
             )
-        with torch.inference_mode():
-            arrays = (inputs[name] for name in self._names)
-            arguments = [
-                torch.from_numpy(a if a.flags.writeable else a.copy()).to(self._device)
-                for a in arrays
-            ]
+        with self._turn, self._torch.inference_mode():
+            arguments = [self._tensor(inputs, name) for name in self._names]
             try:
-                result = self._module(*arguments)
+                result = self._call(*arguments)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                given = ", ".join(f"{n} {v.dtype} {list(v.shape)}" for n, v in inputs.items())
-                expected = ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in self.inputs)
-                raise DataError(
-                    f"the module takes {expected}; was given {given} ({error})"
-                ) from error
-            return {name: value.cpu().numpy() for name, value in _named(result)}
+                raise self._wrong(inputs, error) from error
+            return {name: self._own(value, inputs) for name, value in _named(result)}
+
+    def _own(self, value: torch.Tensor, inputs: Arrays) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return an output as an array that is not an input, or a view of one, under another name."""
+        array: np.ndarray[Any, np.dtype[Any]] = value.cpu().numpy()
+        shared = any(np.may_share_memory(array, given) for given in inputs.values())
+        return array.copy() if shared else array
+
+    def _tensor(self, inputs: Arrays, name: str) -> torch.Tensor:
+        array = inputs[name]
+        if not array.size:
+            raise no_samples(inputs)
+        if not (array.flags.writeable and array.flags.c_contiguous):
+            array = array.copy(order="C")  # torch warns of the one and refuses negative strides
+        tensor: torch.Tensor = self._torch.from_numpy(array).to(self._device)
+        if self._channels_last and tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=self._torch.channels_last)
+        return tensor
+
+    def _wrong(self, inputs: Arrays, error: Exception) -> Exception:
+        if "InvalidCxxCompiler" in f"{type(error).__name__} {error}":
+            return RuntimeMissing(
+                "pytorch",
+                "torch.compile needs a C++ compiler on a CPU, and there is none",
+                "apt-get install g++",
+            )
+        given = ", ".join(f"{n} {v.dtype} {list(v.shape)}" for n, v in inputs.items())
+        expected = ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in self.inputs)
+        return DataError(f"the module takes {expected}; was given {given} ({error})")
+
+    def _replay(self, *arguments: torch.Tensor) -> Any:
+        """Copy the inputs to where a graph of their shapes reads them, and launch it."""
+        torch = self._torch
+        key = tuple((tuple(a.shape), a.dtype) for a in arguments)
+        if key not in self._graphs:
+            held = [a.clone() for a in arguments]
+            side = torch.cuda.Stream(self._device)
+            side.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    self._module(*held)
+            torch.cuda.current_stream(self._device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = self._module(*held)
+            self._graphs[key] = (graph, held, result)
+        graph, held, result = self._graphs[key]
+        for place, value in zip(held, arguments, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return result
 
     def __exit__(
         self,
@@ -187,6 +274,8 @@ class PyTorchRunner:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._graphs.clear()
+        self._call = self._module
         if self._stack is not None:
             self._stack.close()
             self._stack = None
