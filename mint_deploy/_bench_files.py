@@ -1,41 +1,53 @@
-"""Measuring files in fresh processes: two models in turns, or one over several batches."""
+"""Measuring files in fresh processes that take turns."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from mint_deploy import files, plugins, sensors, statistics
-from mint_deploy._bench_base import Progress, Settings, now, positive
-from mint_deploy._bench_child import PATIENCE_S, Child
+from mint_deploy import files, plugins, sensors
+from mint_deploy._bench_base import Progress, Settings, now, positive, streams_of
+from mint_deploy._bench_child import PATIENCE_S
+from mint_deploy._bench_cores import on_gpu
+from mint_deploy._bench_loop import Loop
 from mint_deploy._bench_turns import Record, Turns
 from mint_deploy.artifacts import Comparison, Machine, Measurement
 from mint_deploy.doubts import FEW_RESTARTS
-from mint_deploy.errors import ConfigError, MintDeployError
+from mint_deploy.errors import ConfigError
 from mint_deploy.machine import probe
-from mint_deploy.runtimes import DYNAMIC, Arrays
+from mint_deploy.runtimes import Arrays
+from mint_deploy.stopping import Rule
 
-__all__ = ["Throughput", "interleave", "throughput"]
+__all__ = ["interleave", "metered"]
 
-#: the smallest batch within this share of the best throughput is the knee
-_KNEE = 0.95
+
+def metered(runtime: str) -> dict[str, Any]:
+    """Return what :class:`Turns` needs of the energy meter: the meter, its idle power, or why none."""
+    meter, reason = sensors.find_meter(gpu=on_gpu(runtime))
+    idle_w = sensors.idle_w(meter) if meter else 0.0
+    return {"meter": meter, "idle_w": idle_w, "no_meter": reason}
 
 
 def interleave(
     paths: Mapping[str, str | PathLike[str]],
     *,
     runtime: str = "onnxruntime",
+    scenario: str = "single_stream",
+    streams: int | None = None,
     threads: int = 1,
     batch: int = 1,
     inputs: Arrays | None = None,
     restarts: int = 5,
+    half_width: float | None = 0.01,
+    limit: float | None = None,
     budget_s: float = 60.0,
     settings: Settings | None = None,
     confidence: float = 0.95,
+    pin: bool = True,
     seed: int = 0,
     machine: Machine | None = None,
     target: object = None,
@@ -45,24 +57,35 @@ def interleave(
     """Measure files in turns, and compare each with the first.
 
     Every restart starts one fresh process a file and runs blocks A B B A ...; only one of them
-    computes at a time, and who begins alternates. The ratio's interval is taken over restarts.
+    computes at a time, and who begins alternates. A restart's ratio is that of neighbouring blocks
+    (:mod:`mint_deploy._blocks`); its interval is taken over restarts, and restarts are added until
+    it is good enough (:mod:`mint_deploy.stopping`).
 
     Args:
         paths: label -> file; the first label is A of every comparison. A single file is measured
-            alone.
+            alone, and the interval is that of its median.
         runtime: name of a runtime that runs files.
+        scenario: ``single_stream``, ``offline`` (the same on whole batches; :func:`throughput`
+            sweeps them) or ``multi_stream`` (bursts of queries, each with a session of its own).
+        streams: queries of a burst under ``multi_stream``: 8.
         threads: compute threads of each session.
-        batch: samples a call.
+        batch: samples a query.
         inputs: name -> array, the same for all; random numbers where absent.
-        restarts: process restarts; 5 or more for an interval to be trusted.
+        restarts: process restarts at least; 5 or more for an interval to be trusted.
+        half_width: of the interval, as a fraction of the ratio, that ends the restarts; None (and no
+            ``limit``): exactly ``restarts`` of them.
+        limit: how much longer than A a file may take, as a fraction: restarts end when the interval
+            lies on one side of it.
         budget_s: seconds for everything. It ends warm-up and measuring early, not the first round
             of blocks of a restart; what it cut short is called not converged.
         settings: when a model of a restart has enough.
         confidence: of the interval.
+        pin: hold the processes of a restart to as many cores as they have threads, all to the same.
         seed: of the random inputs.
         machine: who measures; probed where absent.
         target: what the engines are built for (its precision is recorded).
-        progress: called with restarts done, restarts in all, and a note.
+        progress: called with what is done, the whole (restarts, or seconds where their number is
+            open), and a note with the interval so far.
         patience_s: seconds of silence after which a process is given up.
 
     Returns:
@@ -71,6 +94,7 @@ def interleave(
     Raises:
         ConfigError: a setting that makes no sense; the batch is fixed at another number.
         ModelError: a file that the runtime does not load.
+        MeasuringStopped: Ctrl-C after a whole restart; it carries what was measured.
         MintDeployError: a measuring process died or fell silent; how and its last words.
     """
     if not paths:
@@ -83,6 +107,13 @@ def interleave(
     positive(budget_s=budget_s, threads=threads, batch=batch)
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence is {confidence}, expected a number between 0 and 1")
+    if limit is not None and len(paths) < 2:
+        raise ConfigError(f"limit is {limit}, and there is one file; expected two to compare")
+    rule = None
+    if limit is not None or half_width is not None:
+        width = {} if half_width is None else {"half_width": half_width}
+        rule = Rule(at_least=restarts, limit=limit, confidence=confidence, **width)
+    several = streams_of(scenario, streams)
     begin, started, machine = time.monotonic(), now(), machine or probe()
     plugin = plugins.load("runtime", runtime)
     with tempfile.TemporaryDirectory(prefix="mint-deploy-") as folder:
@@ -90,154 +121,36 @@ def interleave(
         if inputs is not None:
             fed = str(Path(folder) / "inputs.npz")
             files.write_arrays(fed, {}, inputs)
-        meter, no_meter = sensors.find_meter()
-        bench = Turns(
+        turns = Turns(
             records={k: Record(plugin.build(path, target, None)) for k, path in paths.items()},
             runtime=runtime,
             threads=threads,
             batch=batch,
+            settings=settings or Settings(),
+            scenario=scenario,
+            streams=several,
+            pin=pin,
             seed=seed,
             inputs=fed,
-            settings=settings or Settings(),
             patience_s=patience_s,
-            meter=meter,
-            idle_w=sensors.idle_w(meter) if meter else 0.0,
+            **metered(runtime),
         )
-        labels = list(paths)
-        for r in range(restarts):
-            note = f"restart {r + 1} of {restarts}, {' and '.join(labels)} in turns"
-
-            def tell(part: float, r: int = r, note: str = note) -> None:
-                if progress:
-                    progress(r + min(part, 1.0), restarts, note)
-
-            tell(0.0)
-            left = begin + budget_s - time.monotonic()
-            bench.restart(labels if r % 2 == 0 else labels[::-1], left / (restarts - r), tell)
-    if progress:
-        progress(restarts, restarts, "measured")
-    measured = [bench.measurement(k, "single_stream", machine, started, no_meter) for k in labels]
-    first = measured[0]
-    return measured, [_compared(first, other, confidence, seed) for other in measured[1:]]
-
-
-def _compared(a: Measurement, b: Measurement, confidence: float, seed: int) -> Comparison:
-    found = statistics.ratio_interval(
-        statistics.log_ratios(a.restarts_ns, b.restarts_ns), confidence=confidence, seed=seed
-    )
-    notes = []
-    if found.n < FEW_RESTARTS:
-        notes.append(f"{found.n} restarts: the interval is to be trusted from {FEW_RESTARTS} on")
-    late = [m.task.label for m in (a, b) if not m.converged]
-    if late:
-        notes.append(f"not converged within the time budget: {', '.join(late)}")
-    return Comparison(
-        a=a.task.label,
-        b=b.task.label,
-        ratio=found.ratio,
-        low=found.low,
-        high=found.high,
-        confidence=confidence,
-        restarts=found.n,
-        doubts=tuple(notes),
-    )
-
-
-# ---------------------------------------------------------------- offline: a sweep over batches
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throughput:
-    """The offline scenario: a Measurement a batch; ``nulls`` says why a batch has none."""
-
-    measurements: tuple[Measurement, ...]
-    nulls: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def samples_per_s(self) -> dict[int, float]:
-        """Batch -> samples a second: all samples over all the time they took."""
-        return {
-            m.task.batch: m.task.batch * len(ns) / sum(ns) * 1e9
-            for m in self.measurements
-            if (ns := [v for restart in m.restarts_ns for v in restart])
-        }
-
-    @property
-    def knee(self) -> int | None:
-        """The smallest batch within 5 % of the best throughput; a larger one only adds latency."""
-        rates = self.samples_per_s
-        if len(rates) < 2:
-            return None
-        return min(b for b, rate in rates.items() if rate >= _KNEE * max(rates.values()))
-
-
-def throughput(
-    path: str | PathLike[str],
-    batches: Sequence[int] = (1, 2, 4, 8, 16, 32),
-    threads: int = 1,
-    *,
-    runtime: str = "onnxruntime",
-    label: str = "model",
-    budget_s: float = 20.0,
-    settings: Settings | None = None,
-    seed: int = 0,
-    machine: Machine | None = None,
-    target: object = None,
-    progress: Progress | None = None,
-    patience_s: float = PATIENCE_S,
-) -> Throughput:
-    """Measure samples a second over ``batches``, each in a fresh process.
-
-    A model whose batch is fixed is measured at that batch alone; for the others ``nulls`` says so.
-    A batch that fails (memory) ends the sweep and is named there too, unless it is the first.
-
-    Raises:
-        ConfigError: no batch, or one below 1.
-        ModelError: a file that the runtime does not load.
-    """
-    if not batches or min(batches) < 1:
-        raise ConfigError(f"batches are {list(batches)}, expected one or more, each above 0")
-    positive(budget_s=budget_s, threads=threads)
-    begin, machine = time.monotonic(), machine or probe()
-    engine = plugins.load("runtime", runtime).build(path, target, None)
-    meter, no_meter = sensors.find_meter()
-    idle = sensors.idle_w(meter) if meter else 0.0
-    settings = settings or Settings(min_count=20)
-
-    def bench(batch: int) -> Turns:
-        return Turns(
-            {label: Record(engine)}, runtime, threads, batch, seed, None, settings, patience_s,
-            meter, idle,
-        )  # fmt: skip
-
-    wanted, nulls = sorted(set(batches)), {}
-    with Child(label, patience_s=patience_s) as child:
-        specs = child.ask("open", runtime=runtime, engine=files.encode(engine), threads=threads)[
-            "inputs"
-        ]
-    fixed = specs[0]["shape"][0] if specs and specs[0]["shape"] else DYNAMIC
-    if fixed != DYNAMIC:
-        nulls = {
-            str(b): f"the model's batch is fixed at {fixed}; export it with an open batch"
-            for b in wanted
-            if b != fixed
-        }
-        wanted = [fixed]
-    out: list[Measurement] = []
-    for i, batch in enumerate(wanted):
-        if progress:
-            progress(i, len(wanted), f"batch {batch}")
-        one, started = bench(batch), now()
-        left = max(begin + budget_s - time.monotonic(), 0.0) / (len(wanted) - i)
+        loop = Loop(
+            turns=turns,
+            restarts=restarts,
+            budget_s=budget_s,
+            begin=begin,
+            rule=rule,
+            confidence=confidence,
+            seed=seed,
+            progress=progress,
+        )
         try:
-            one.restart([label], left)
-        except MintDeployError as error:
-            if not out:
+            loop.run()
+        except KeyboardInterrupt as stopped:
+            if not turns.done:
                 raise
-            nulls.update(dict.fromkeys(map(str, wanted[i + 1 :]), f"batch {batch} failed before"))
-            nulls[str(batch)] = str(error)
-            break
-        out.append(one.measurement(label, "offline", machine, started, no_meter))
-    if progress:
-        progress(len(wanted), len(wanted), "measured")
-    return Throughput(measurements=tuple(out), nulls=nulls)
+            turns.drop_unfinished()
+            loop.result(machine, started, stopped)
+            raise
+    return loop.result(machine, started)

@@ -1,14 +1,17 @@
-"""The process that measures: it holds one session and answers one request a line, in JSON.
+"""The process that measures: it holds a model and answers one request a line, in JSON.
 
-    {"do": "open", "runtime", "engine", "threads"}   load; -> load_ns, import_rss_bytes, specs
+    {"do": "open", "runtime", "engine", "threads",   load; -> load_ns, import_rss_bytes, specs
+     "streams", "cores"}
     {"do": "feed", "batch", "seed", "inputs"}        make the inputs; -> the shapes fed
     {"do": "warm", "seconds", "count", "limit_s"}    run until both are reached; -> ns
     {"do": "block", "count", "settle", "limit_s"}    run ``count`` times; -> ns, settle_ns
     {"do": "peak"}                                   -> peak_rss_bytes
 
-Between two requests it only waits, so that several such processes take turns on one machine. It
-ends when its input is closed, so it never outlives the process that started it. Started by
-:mod:`mint_deploy._bench_child`; standard library and numpy, and whatever the runtime needs.
+With several ``streams`` a call is a burst of so many queries, each with a session and a thread of
+its own. ``cores``: those that it may compute on (null: all). Between two requests it only waits, so
+that several such processes take turns on one machine. It ends when its input is closed, so it never
+outlives the process that started it. Started by :mod:`mint_deploy._bench_child`; standard library and
+numpy, and whatever the runtime needs.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from mint_deploy import files, plugins
+from mint_deploy._bench_streams import Burst
 from mint_deploy.artifacts import Engine, TensorSpec
 from mint_deploy.errors import ConfigError, InternalError, MintDeployError
 from mint_deploy.runtimes import DYNAMIC, Arrays, Runner
@@ -105,10 +109,11 @@ def peak_rss_bytes() -> int | None:
 
 
 class _Worker:
-    """One session and its inputs."""
+    """A session (or one a stream) and its inputs."""
 
     def __init__(self) -> None:
-        self._runner: Runner | None = None
+        self._runners: list[Runner] = []
+        self._call: Callable[[Arrays], object] | None = None
         self._inputs: Arrays = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -123,33 +128,45 @@ class _Worker:
         }
         return verbs[verb](**request)
 
-    def _live(self) -> Runner:
-        if self._runner is None:
+    def _live(self) -> Callable[[Arrays], object]:
+        if self._call is None:
             raise InternalError("the measuring process was asked to run before 'open'")
-        return self._runner
+        return self._call
 
-    def _open(self, runtime: str, engine: dict[str, Any], threads: int) -> dict[str, Any]:
-        made: Runner = plugins.load("runtime", runtime).runner(
-            files.decode(Engine, engine), threads=threads
-        )
+    def _open(
+        self,
+        runtime: str,
+        engine: dict[str, Any],
+        threads: int,
+        streams: int = 1,
+        cores: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
+        # before there is a session, so that its threads are held to them too
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
+        plugin, wanted = plugins.load("runtime", runtime), files.decode(Engine, engine)
+        made: list[Runner] = [plugin.runner(wanted, threads=threads) for _ in range(streams)]
         # the runtime's library is imported by now, the model not loaded: the import baseline
         imported = peak_rss_bytes()
         begin = time.perf_counter_ns()
-        self._runner = made.__enter__()
+        self._runners = [runner.__enter__() for runner in made]
         load_ns = time.perf_counter_ns() - begin
+        first = self._runners[0].infer
+        # its threads are daemons: they end with this process
+        self._call = first if streams == 1 else Burst([r.infer for r in self._runners]).__enter__()
         gc.collect()
         gc.disable()
         return {
             "import_rss_bytes": imported,
             "load_ns": load_ns,
-            "engine": files.encode(made.engine),
-            "inputs": files.encode(made.inputs),
+            "engine": files.encode(self._runners[0].engine),
+            "inputs": files.encode(self._runners[0].inputs),
         }
 
     def _feed(self, batch: int, seed: int, inputs: str | None) -> dict[str, Any]:
-        runner = self._live()
+        self._live()
         if inputs is None:
-            self._inputs = random_inputs(runner.inputs, batch, seed)
+            self._inputs = random_inputs(self._runners[0].inputs, batch, seed)
         else:
             self._inputs = files.read_arrays(inputs)[1]
         return {
@@ -160,10 +177,10 @@ class _Worker:
         }
 
     def _warm(self, seconds: float, count: int, limit_s: float) -> dict[str, Any]:
-        return {"ns": warm_up(self._live().infer, self._inputs, seconds, count, limit_s)}
+        return {"ns": warm_up(self._live(), self._inputs, seconds, count, limit_s)}
 
     def _block(self, count: int, settle: int, limit_s: float) -> dict[str, Any]:
-        infer = self._live().infer
+        infer = self._live()
         settled = timed(infer, self._inputs, settle, limit_s)
         return {"settle_ns": settled, "ns": timed(infer, self._inputs, count, limit_s)}
 

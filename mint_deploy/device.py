@@ -48,6 +48,7 @@ MODULES = (
     "_bench_sweep.py",
     "_bench_turns.py",
     "_bench_worker.py",
+    "_blocks.py",
     "_cgroup.py",
     "_machine_board.py",
     "_machine_cpu.py",

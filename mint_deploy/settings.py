@@ -35,6 +35,8 @@ BUDGETS = ("ratio", "params", "macs")
 CHOICES = (*BUDGETS, "ignore", "round_to")
 DEFAULT_BUDGET = ("macs", 0.5)
 RECOVERIES = ("none", "bn", "refit", "train")
+PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATIONS = ("minmax", "percentile", "entropy")
 DEVICES = ("cpu", "cuda")
 
 
@@ -46,9 +48,9 @@ class Request:
     ``plan`` is a file that says itself what stays. ``export_level`` cuts the program that ``torch.export``
     makes of the model, whose numbers can be rewritten, instead of its modules. ``attention``: whole ``heads``
     leave, or the ``width`` of every head. ``lossless``: units that do
-    nothing leave first, whatever the budget. ``input`` includes the
-    batch. ``workers`` is the number of CPU threads that PyTorch uses; it is part of the settings because
-    sums in another order give other last digits.
+    nothing leave first, whatever the budget. ``precision`` None is the target's; ``int8_max_drop`` are the points
+    that lower precision may cost. ``input`` includes the batch. ``workers`` is the number of CPU threads that
+    PyTorch uses; it is part of the settings because sums in another order give other last digits.
     """
 
     model: str | None = None
@@ -79,6 +81,9 @@ class Request:
     epochs: float | None = None
     lr: float | None = None
     distill: bool = True
+    precision: str | None = None
+    int8_max_drop: float = 0.5
+    calibration: str = "minmax"
     pt2: bool = False
     seed: int = 0
     workers: int | None = None
@@ -152,6 +157,9 @@ _RULES: dict[str, tuple[Any, str]] = {
     "params": _between(0, 1),
     "macs": _between(0, 1),
     "max_accuracy_drop": (lambda v: 0 <= v <= 100, "points of accuracy from 0 to 100"),
+    "int8_max_drop": (lambda v: 0 <= v <= 100, "points of accuracy from 0 to 100"),
+    "precision": _one_of(PRECISIONS),
+    "calibration": _one_of(CALIBRATIONS),
     "images": _positive("whole number"),
     "round_to": _positive("whole number"),
     "epochs": _positive("number"),

@@ -5,8 +5,9 @@ Three rules, each measured or derived rather than chosen:
 * a percentile is given only where the sample count supports it (LoadGen's early stopping: the
   smallest ``n`` with ``P[Binomial(n, 1 - p) <= 1] <= 1 %``: 64 samples for p90, 662 for p99);
 * two models are compared by the logarithms of their ratio, one per process restart, because the
-  restart is the unit of evidence: a t interval, from twenty restarts on a studentised bootstrap;
-* no scipy: this file travels to the board, so Student's t is computed here.
+  restart is the unit of evidence: a t interval, from twenty restarts on a studentised bootstrap
+  (where their number was fixed beforehand; else :mod:`mint_deploy.stopping`);
+* no scipy: this file travels to the board (:mod:`mint_deploy._student` has Student's t).
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from mint_deploy import _blocks
+from mint_deploy._student import t_quantile
 from mint_deploy.errors import ConfigError, DataError
 
 __all__ = [
     "BOOTSTRAP_FROM",
     "Figure",
     "Interval",
+    "at_least_two",
     "drift",
     "early_stopping_bound",
     "log_ratios",
@@ -69,6 +73,11 @@ class Interval:
     confidence: float
     n: int
     method: str
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval as a fraction of the ratio."""
+        return (self.high - self.low) / 2 / self.ratio
 
 
 # ---------------------------------------------------------------- one sample of latencies
@@ -224,90 +233,47 @@ def median_half_width(samples: Samples, confidence: float = 0.95) -> float:
     return (interval[1] - interval[0]) / 2 / middle
 
 
-# ---------------------------------------------------------------- Student's t without scipy
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of the incomplete beta function, by Lentz's method."""
-    tiny = 1e-300
-    c, d = 1.0, 1.0 - (a + b) * x / (a + 1)
-    d = 1.0 / (d if abs(d) > tiny else tiny)
-    value = d
-    for m in range(1, 10_000):
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1.0 + numerator * d
-            d = 1.0 / (d if abs(d) > tiny else tiny)
-            c = 1.0 + numerator / c
-            c = c if abs(c) > tiny else tiny
-            step = c * d
-            value *= step
-        if abs(step - 1.0) < 1e-16:
-            break
-    return value
-
-
-def _two_sided_tail(t: float, df: float) -> float:
-    """``P[|T| > t]`` for Student's t with ``df`` degrees of freedom, ``t >= 0``."""
-    a, b = df / 2, 0.5
-    x, y = df / (df + t * t), t * t / (df + t * t)
-    if y == 0.0:
-        return 1.0
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    front = math.exp(log_front - a * math.log1p(t * t / df) + b * math.log(y))
-    if x < (a + 1) / (a + b + 2):
-        return front * _beta_fraction(a, b, x) / a
-    return 1.0 - front * _beta_fraction(b, a, y) / b
-
-
-@lru_cache(maxsize=512)
-def t_quantile(probability: float, df: float) -> float:
-    """Return the quantile of Student's t with ``df`` degrees of freedom (need not be whole).
-
-    Raises:
-        ConfigError: ``probability`` outside (0, 1), or ``df`` not above 0.
-    """
-    if not 0 < probability < 1:
-        raise ConfigError(f"probability is {probability:g}, expected a number between 0 and 1")
-    if not (df > 0 and math.isfinite(df)):
-        raise ConfigError(f"{df:g} degrees of freedom, expected a number above 0")
-    if probability < 0.5:
-        return -t_quantile(1 - probability, df)
-    tail = 2 * (1 - probability)
-    low, high = 0.0, 1.0
-    while _two_sided_tail(high, df) > tail:
-        low, high = high, high * 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        if _two_sided_tail(middle, df) > tail:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
 # ---------------------------------------------------------------- two models
 
 
-def log_ratios(a: Sequence[Samples], b: Sequence[Samples]) -> tuple[float, ...]:
-    """Return ``log(median of B / median of A)`` for each restart that both share.
+def log_ratios(
+    a: Sequence[Samples],
+    b: Sequence[Samples],
+    blocks: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]] | None = None,
+) -> tuple[float, ...]:
+    """Return the logarithm of B's time over A's for each restart that both share.
+
+    Args:
+        a: latencies of A, one sequence a restart.
+        b: latencies of B.
+        blocks: for A and for B, how many latencies each block of a restart has, in order of time;
+            neighbouring blocks are then held against each other (:mod:`mint_deploy._blocks`). Where
+            they are not known it is the median of B over the median of A.
 
     Raises:
-        DataError: unequal counts of restarts, or a median that is not above zero.
+        DataError: unequal counts of restarts, blocks that are not those of the latencies, or a
+            median that is not above zero.
     """
     if len(a) != len(b):
         raise DataError(f"{len(a)} restarts of A and {len(b)} of B; they must be equal in number")
     out = []
-    for first, second in zip(a, b, strict=True):
-        below, above = median(first), median(second)
-        if below <= 0 or above <= 0:
+    for i, (first, second) in enumerate(zip(a, b, strict=True)):
+        lengths = ((), ()) if blocks is None else (_of(blocks[0], i), _of(blocks[1], i))
+        found: float | None
+        if min(map(len, lengths)) > 1:
+            sides = _finite(first, "latencies of A"), _finite(second, "latencies of B")
+            found = _blocks.log_ratio(*sides, *lengths)
+        else:
+            below, above = median(first), median(second)
+            found = math.log(above / below) if below > 0 and above > 0 else None
+        if found is None:
             raise DataError("a median latency of zero: the clock is too coarse for this model")
-        out.append(math.log(above / below))
+        out.append(found)
     return tuple(out)
+
+
+def _of(blocks: Sequence[Sequence[int]], restart: int) -> Sequence[int]:
+    return blocks[restart] if restart < len(blocks) else ()
 
 
 def ratio_interval(
@@ -322,7 +288,7 @@ def ratio_interval(
     """
     values = _finite(log_ratio, "interval of a ratio")
     n = len(values)
-    _at_least_two(n, "the comparison")
+    at_least_two(n, "the comparison")
     centre, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
     if n < BOOTSTRAP_FROM or error == 0.0:
         reach = t_quantile((1 + confidence) / 2, n - 1) * error
@@ -352,7 +318,7 @@ def welch_interval(a: Sequence[float], b: Sequence[float], *, confidence: float 
         DataError: fewer than two restarts on a side, or a median that is not above zero.
     """
     first, second = _finite(a, "medians of A"), _finite(b, "medians of B")
-    _at_least_two(min(len(first), len(second)), "each side")
+    at_least_two(min(len(first), len(second)), "each side")
     if min(first.min(), second.min()) <= 0:
         raise DataError("a median latency of zero: the clock is too coarse for this model")
     logs = np.log(first), np.log(second)
@@ -375,7 +341,8 @@ def welch_interval(a: Sequence[float], b: Sequence[float], *, confidence: float 
     )
 
 
-def _at_least_two(n: int, what: str) -> None:
+def at_least_two(n: int, what: str) -> None:
+    """Refuse an interval from fewer than two restarts: one says nothing of the spread of them."""
     if n < 2:
         raise DataError(
             f"{what} has {n} process restart; an interval needs at least 2, and 5 to be trusted: "

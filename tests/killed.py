@@ -39,6 +39,7 @@ class Deadly(progress.Progress):
 
 
 steps.DEMO_EPOCHS = 3.0
+steps.BENCH_S, steps.RESTARTS = 1.0, 2  # what is asked here is not how fast it is
 if when == "after":
     done = getattr(steps, stage)
 

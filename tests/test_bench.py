@@ -111,10 +111,12 @@ def test_measure_keeps_raw_latencies_and_says_what_was_measured():
     assert found.converged
     assert found.peak_rss_bytes is None
     assert "fresh one" in found.nulls["peak_rss_bytes"]
+    assert "fresh one" in found.nulls["gpu_bytes"]
+    assert len(found.states) == 1
 
 
 def test_a_figure_that_is_missing_has_its_reason(monkeypatch):
-    monkeypatch.setattr(bench.sensors, "find_meter", lambda: (None, "no counter here"))
+    monkeypatch.setattr(bench.sensors, "find_meter", lambda *_, **__: (None, "no counter here"))
     with _null() as live:
         found = measure(live, {}, settings=QUICK)
     assert found.energy_mj is None
@@ -131,10 +133,11 @@ def test_energy_is_counted_where_there_is_a_sensor(monkeypatch):
         def between_mj(self, before, after):
             return (after[0] - before[0]) / 1000
 
-    monkeypatch.setattr(bench.sensors, "find_meter", lambda: (Meter(), None))
+    machine = probe()
+    monkeypatch.setattr(bench.sensors, "find_meter", lambda *_, **__: (Meter(), None))
     monkeypatch.setattr(bench.sensors, "idle_w", lambda _: 0.0)
     with _null() as live:
-        found = measure(live, {}, settings=QUICK)
+        found = measure(live, {}, settings=QUICK, machine=machine)
     assert found.energy_mj == pytest.approx(4000 / len(found.restarts_ns[0]))
     assert "energy_mj" not in found.nulls
 
@@ -166,9 +169,20 @@ def test_the_budget_ends_it_and_the_doubt_says_so(monkeypatch):
     assert len(found.restarts_ns[0]) == 1  # at least one
 
 
-@pytest.mark.parametrize("name", ["multi_stream", "singel_stream"])
+def test_a_call_of_microseconds_is_kept_no_more_often_than_tells_something(monkeypatch):
+    fake = _Fake(monkeypatch, [], lambda _: 1000)
+    settings = Settings(warmup_s=0, warmup_count=1, min_s=10, min_count=10**6, most_count=5000)
+    found = measure(fake, {}, settings=settings, machine=probe())
+    assert found.converged
+    assert 5000 <= len(found.restarts_ns[0]) <= 60_000
+    assert not settings.long_enough([1000] * 4999)
+    assert settings.long_enough([1000] * 5000)
+
+
+@pytest.mark.parametrize("name", ["server", "singel_stream"])
 def test_an_unknown_scenario_is_answered_with_the_known_ones(name):
-    with _null() as live, pytest.raises(UnknownName, match="known: offline, single_stream"):
+    known = "known: multi_stream, offline, single_stream"
+    with _null() as live, pytest.raises(UnknownName, match=known):
         measure(live, {}, scenario=name)
 
 
@@ -182,7 +196,14 @@ def test_progress_is_told():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"min_count": 0}, {"warmup_count": 0}, {"min_s": -1}, {"precision": float("nan")}]
+    "wrong",
+    [
+        {"min_count": 0},
+        {"most_count": 0},
+        {"warmup_count": 0},
+        {"min_s": -1},
+        {"precision": float("nan")},
+    ],
 )
 def test_settings_that_make_no_sense_are_named(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

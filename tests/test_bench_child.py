@@ -116,7 +116,9 @@ def test_an_end_from_outside_leaves_no_orphans(strange, tmp_path, how):
 def test_what_a_library_prints_does_not_disturb_the_answers(strange, tmp_path):
     source = tmp_path / "strange_pkg" / "strange.py"
     source.write_text(source.read_text().replace("self.calls += 1", "self.calls += 1; print('hi')"))
-    (m,), _ = interleave({"a": strange("sleep 0")}, runtime=RUNTIME, restarts=1, settings=QUICK)
+    (m,), _ = interleave(
+        {"a": strange("sleep 0")}, runtime=RUNTIME, restarts=1, half_width=None, settings=QUICK
+    )
     assert len(m.restarts_ns[0]) >= 10
 
 

@@ -372,7 +372,12 @@ def test_doctor_of_a_model(command: Command) -> None:
 def test_doctor_of_the_machine(command: Command) -> None:
     found = command("doctor", "--machine", "--seconds", "1")
     assert "the harness itself takes" in found.out
-    assert json.loads(command("doctor", "--machine", "--seconds", "1", "--json").out)["machine"]["cores"] > 0
+    assert (
+        json.loads(command("doctor", "--machine", "--seconds", "1", "--json").out)["machine"][
+            "cores"
+        ]
+        > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -413,11 +418,17 @@ def test_bench_of_files_and_a_baseline(finished: Path, command: Command) -> None
     os.chdir(finished)
     found = command(
         "bench", "run/dense.onnx", "--against", "run/model.onnx", "--seconds", "1.5",
-        "--restarts", "2", "--save-baseline", "base.jsonl",
+        "--restarts", "2", "--save-baseline", "base.jsonl", "--html", "page.html",
     )  # fmt: skip
     assert found.code == 0, found.err
     assert "of the time of dense" in found.out
-    assert len(Path("base.jsonl").read_text().splitlines()) == 2
+    page = Path("page.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "dense" in page
+    kept = [json.loads(line) for line in Path("base.jsonl").read_text().splitlines()]
+    assert [m["figures"]["file_bytes"] for m in kept] == [
+        Path("run/dense.onnx").stat().st_size, Path("run/model.onnx").stat().st_size
+    ]  # fmt: skip
     body = json.loads(command("inspect", "base.jsonl", "--json").out)
     assert body["what"] == "a Measurement"
 

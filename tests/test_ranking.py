@@ -299,6 +299,7 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch, tty: bool) -
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")  # nothing is wrapped
     stream = Terminal("utf-8", tty)
     monkeypatch.setattr(sys, "stdout", stream)
     body = ranking(scores_of({**SMALL, "[bold red]x[/]": [1.0]}))

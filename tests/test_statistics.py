@@ -112,18 +112,6 @@ def test_too_few_samples_have_no_interval_of_the_median():
     assert st.median_half_width([100] * 50) == 0.0
 
 
-@pytest.mark.parametrize("df", [1, 1.5, 2, 3, 4, 7.3, 9, 19, 30, 100, 2500])
-@pytest.mark.parametrize("q", [0.001, 0.025, 0.4, 0.5, 0.6, 0.9, 0.95, 0.975, 0.995, 0.9999])
-def test_students_t_is_scipys(df, q):
-    assert st.t_quantile(q, df) == pytest.approx(stats.t.ppf(q, df), rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize(("q", "df"), [(0, 4), (1, 4), (0.5, 0), (0.5, float("inf"))])
-def test_students_t_refuses_what_makes_no_sense(q, df):
-    with pytest.raises(ConfigError):
-        st.t_quantile(q, df)
-
-
 def test_the_ratio_interval_is_the_t_interval_of_the_logarithms():
     logs = np.log([0.50, 0.52, 0.51, 0.49, 0.53])
     found = st.ratio_interval(logs)
@@ -156,6 +144,38 @@ def test_one_restart_gives_no_interval():
         st.ratio_interval([0.1])
     with pytest.raises(DataError, match="at least 2"):
         st.welch_interval([1.0], [1.0, 2.0])
+
+
+def test_half_the_width_is_relative():
+    found = st.Interval(ratio=0.5, low=0.48, high=0.53, confidence=0.95, n=5, method="m")
+    assert found.half_width == pytest.approx(0.05)
+
+
+def test_with_blocks_neighbours_are_held_against_each_other_and_without_medians():
+    a, b = [10] * 8 + [20] * 8, [20] * 8 + [40] * 4 + [90] * 4
+    found = st.log_ratios([a], [b], ([(4, 4, 4, 4)], [(4, 4, 4, 4)]))
+    assert found == pytest.approx((math.log(2),))
+    assert st.log_ratios([a], [b]) == pytest.approx((math.log(30 / 15),))
+    # a machine that doubles its time half-way is no difference between two models
+    slow = [v * (1 if i < 5 else 2) for i, v in enumerate(a)]
+    both = ([(4, 4, 4, 4)], [(4, 4, 4, 4)])
+    assert st.log_ratios([slow], [slow], both) == pytest.approx((0.0,))
+
+
+def test_a_restart_without_blocks_or_with_one_is_median_over_median():
+    a, b = [10, 20, 30], [30, 60, 60]
+    expected = pytest.approx((math.log(3),))
+    assert st.log_ratios([a], [b], ([()], [()])) == expected
+    assert st.log_ratios([a], [b], ([], [])) == expected
+    assert st.log_ratios([a], [b], ([(3,)], [(3,)])) == expected
+    assert st.log_ratios([a], [b], ([(1, 2)], [(3,)])) == expected
+
+
+def test_blocks_do_not_hide_a_clock_that_is_too_coarse():
+    with pytest.raises(DataError, match="too coarse"):
+        st.log_ratios([[0, 0, 0, 9]], [[1, 1, 1, 1]], ([(2, 2)], [(2, 2)]))
+    with pytest.raises(DataError, match="not finite"):
+        st.log_ratios([[1.0, math.nan]], [[1, 1]], ([(1, 1)], [(1, 1)]))
 
 
 def test_log_ratios_pair_the_restarts():

@@ -12,6 +12,7 @@ _WHAT = "What"
 _BUDGET = "Budget (one of; default --macs 0.5)"
 _METHOD = "Method"
 _RECOVERY = "Recovery"
+_DELIVERY = "Delivery"
 _DATA = "Data"
 _RUNNING = "Running"
 
@@ -197,6 +198,36 @@ Distill = Annotated[
         _RECOVERY,
         "Learn from the dense network.",
         "--distill/--no-distill",
+    ),
+]
+
+# ---------------------------------------------------------------- delivery
+
+Precision = Annotated[
+    str | None,
+    _option(
+        _DELIVERY,
+        "Of the file that is delivered; default: the target's.",
+        "--precision",
+        metavar="fp32|fp16|int8",
+    ),
+]
+Int8Drop = Annotated[
+    float | None,
+    _option(
+        _DELIVERY,
+        "Points that it may cost; sensitive layers stay in float: 0.5.",
+        "--int8-max-drop",
+        metavar="POINTS",
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    _option(
+        _DELIVERY,
+        "How int8 finds the ranges of activations: minmax.",
+        "--calibration",
+        metavar="minmax|percentile|entropy",
     ),
 ]
 

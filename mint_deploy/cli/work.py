@@ -55,6 +55,9 @@ def compress(
     resize: o.Resize = None,
     loss: o.Loss = None,
     metric: o.Metric = None,
+    precision: o.Precision = None,
+    int8_max_drop: o.Int8Drop = None,
+    calibration: o.Calibration = None,
     pt2: o.Pt2 = None,
     out: o.Out = None,
     resume: o.Resume = False,
@@ -209,13 +212,23 @@ def _cut(
 
 def _export(
     run: o.Run,
+    precision: o.Precision = None,
+    int8_max_drop: o.Int8Drop = None,
+    calibration: o.Calibration = None,
     pt2: o.Pt2 = None,
     force: o.Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Write ONNX, compare it with PyTorch, and pack the bundle."""
-    _advance(run, "export", {"pt2": pt2, "force": force}, json=json, quiet=quiet)
+    changes = {
+        "precision": precision,
+        "int8_max_drop": int8_max_drop,
+        "calibration": calibration,
+        "pt2": pt2,
+        "force": force,
+    }
+    _advance(run, "export", changes, json=json, quiet=quiet)
 
 
 def _recover(
