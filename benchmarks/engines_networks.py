@@ -111,27 +111,24 @@ def resnet50(data: Path, work: Path, sizes: Sizes) -> Network:
 
 
 def _fit(model: nn.Module, train: Part, images: int) -> None:
-    """Measure BatchNorm's statistics, and fit the first ten of the outputs to the classes."""
+    """Measure BatchNorm's statistics, and put a fitted classifier of the ten classes in place of the head."""
     recalibrate_batchnorm_(model, train, images=min(NORM_IMAGES, images), seed=SEED, batch=20)
-    head = model.fc
     model.fc = nn.Identity()
     chosen, found, labels = train.balanced(images, SEED), [], []
     with torch.no_grad():
         for x, y in chosen.batches(20):
             found.append(model.eval()(x).double())
             labels.append(y)
-    model.fc = head
     features = torch.cat(found)
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
     z = torch.cat([(features - mean) / std, torch.ones(len(features), 1)], 1)
     wanted = nn.functional.one_hot(torch.cat(labels), 10).double()
-    ridge = torch.eye(z.shape[1], dtype=torch.float64) * len(features) / 10
+    ridge = torch.eye(z.shape[1], dtype=torch.float64) * len(features)
     weight = torch.linalg.solve(z.T @ z + ridge, z.T @ wanted)
+    model.fc = nn.Linear(features.shape[1], 10)
     with torch.no_grad():
-        head.weight.zero_()
-        head.bias.fill_(-1)  # the other outputs never win
-        head.weight[:10] = (weight[:-1].T / std).float()
-        head.bias[:10] = (weight[-1] - (weight[:-1].T / std) @ mean).float()
+        model.fc.weight.copy_(weight[:-1].T / std)
+        model.fc.bias.copy_(weight[-1] - (weight[:-1].T / std) @ mean)
 
 
 def _needed(part: Part | None) -> Part:

@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("bundle", nargs="?", type=Path, help="the folder with deploy.json")
         command.add_argument("--runtime", help="another runtime than the target's")
     build.add_argument("--precision", help="another precision than the target's")
-    bench.add_argument("--restarts", type=int, default=5, help="process restarts")
+    bench.add_argument("--restarts", type=int, default=5, help="process restarts at least")
     bench.add_argument("--seconds", type=float, default=60.0, help="time for everything")
     bench.add_argument("--threads", type=int, help="compute threads; default: the target's")
     return parser

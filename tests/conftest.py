@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 # Small networks on a shared machine: a second thread waits more than it works (before torch is loaded).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a job in the background ignores Ctrl-C, and so would the commands that tests interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # tests/nets.py, from any sub-folder of tests

@@ -90,8 +90,8 @@ def test_restarts_of_one_interleaved_run_are_paired():
 
 def test_blocks_that_are_neighbours_in_time_are_held_against_each_other():
     """The machine halves its speed in the middle of every restart, for A one block earlier than for B."""
-    slow = [(1, 1, 2, 2), (1, 1, 1, 2), (1, 2, 2, 2), (1, 1, 2, 2), (1, 2, 2, 2)]
-    blocks = ((9,) * 4,) * 5
+    slow = [(1,) * fast + (2,) * (8 - fast) for fast in (4, 5, 3, 4, 3)]
+    blocks = ((9,) * 8,) * 5
 
     def taken(middle, pace):
         ns = tuple(tuple(int(middle * v) for v in restart for _ in range(9)) for restart in pace)

@@ -147,7 +147,7 @@ def test_the_zip_verifies_builds_and_benches_a_bundle(zipped, bundle, tmp_path):
     assert said, done.stdout
     measured = bench.read(bundle)
     assert [m.task.label for m in measured] == ["dense", "slim"]
-    assert all(len(m.restarts_ns) == 2 for m in measured)
+    assert all(len(m.restarts_ns) >= 2 for m in measured)  # more where there is time
     assert measured[0].task.sha256 == files.sha256(bundle / "dense.onnx")
     kept = files.read_json(bundle / "comparison.json", kind="Comparisons")["comparisons"]
     assert float(said[1]) == pytest.approx(

@@ -30,7 +30,7 @@ from mint_deploy.values.precision import Calibration
 __all__ = ["DEFAULT", "METHODS", "Cache", "Progress", "calibrate", "calibration_key"]
 
 METHODS = ("minmax", "percentile", "entropy")
-#: the best or equal best by signal to noise in benchmarks/results/engines.md
+#: the best by signal to noise, or within 1 dB of it, on every network of benchmarks/engines.py
 DEFAULT = "minmax"
 #: per cent of a tensor's values that the percentile method covers
 PERCENTILE = 99.99
