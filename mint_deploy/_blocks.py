@@ -7,10 +7,11 @@ the restart.
 
 The lower quartile, because on a busy machine nearly half of the calls wait for somebody else. A wait
 is as long for a fast model as for a slow one: medians that hold it draw the ratio to 1, and where one
-of two holds it, apart. The quartile of eight calls is free of it up to six waiting ones. Measured
-(``python benchmarks/neighbours.py``): medians of two neighbouring calls found 1.07 where 1.11 is
-true, the medians of whole restarts spread several times as much. Where nobody disturbs, the ratio of
-the quartiles is that of the medians. Standard library and numpy only: this travels to the board.
+of two holds it, apart. The quartile of eight calls is free of it up to five waiting ones. Measured on
+a busy machine of two cores (``python benchmarks/neighbours.py``): medians of neighbouring blocks find
+1.10 where 1.11 is true, and medians of whole restarts spread several times as much. Where nobody
+disturbs, the ratio of the quartiles is that of the medians. Standard library and numpy only: this
+travels to the board.
 """
 
 from __future__ import annotations
