@@ -29,7 +29,7 @@ from mint_deploy.errors import (
 )
 
 if TYPE_CHECKING:  # this file itself must load on an older Python, to say that it is too old
-    from mint_deploy.artifacts import ExportedModel
+    from mint_deploy.artifacts import Comparison, ExportedModel, Measurement
 
     Answer = dict[str, Any]
 
@@ -336,42 +336,54 @@ def _outputs(model: ExportedModel) -> str:
 
 
 def _bench(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
-    from mint_deploy import statistics
-    from mint_deploy.bench import interleave, save
+    from mint_deploy.bench import MeasuringStopped, interleave, save
 
     bundle = _Bundle(arguments.bundle)
     runtime, lines = bundle.runtime(arguments.runtime)
     batches = {bundle.batch(name) for name in bundle.models}
     if len(batches) > 1:
         raise ConfigError(f"dense and slim have different batches {sorted(batches)}; export anew")
-    measured, compared = interleave(
-        {name: bundle.path(name) for name in bundle.models},
-        runtime=runtime,
-        threads=arguments.threads or int(bundle.target.get("threads", 1)),
-        batch=batches.pop(),
-        restarts=arguments.restarts,
-        budget_s=arguments.seconds,
-        target=bundle.target,
-        progress=_teller(),
-    )
+    try:
+        measured, compared = interleave(
+            {name: bundle.path(name) for name in bundle.models},
+            runtime=runtime,
+            threads=arguments.threads or int(bundle.target.get("threads", 1)),
+            batch=batches.pop(),
+            restarts=arguments.restarts,
+            budget_s=arguments.seconds,
+            target=bundle.target,
+            progress=_teller(),
+        )
+    except MeasuringStopped as stopped:
+        save(bundle.folder, stopped.measured, stopped.compared)
+        print("\n".join(_told(stopped.measured, stopped.compared)), flush=True)
+        print(f"what was measured is kept in {bundle.folder}", file=sys.stderr)
+        raise
     save(bundle.folder, measured, compared)
+    lines += _told(measured, compared)
+    return {"measurements": measured, "comparisons": compared}, lines
+
+
+def _told(measured: Sequence[Measurement], compared: Sequence[Comparison]) -> list[str]:
+    from mint_deploy import digits, statistics
+
+    lines = []
     for m in measured:
         samples = [ns for restart in m.restarts_ns for ns in restart]
         tail = statistics.percentile(samples, 99)
-        shown = f"{tail.value / 1e6:.3f} ms" if tail.value is not None else f"none ({tail.reason})"
+        shown = digits.duration(tail.value) if tail.value is not None else f"none ({tail.reason})"
         lines.append(
-            f"{m.task.label:<6} median {statistics.median(samples) / 1e6:.3f} ms, p99 {shown}, "
+            f"{m.task.label:<6} median {digits.duration(statistics.median(samples))}, p99 {shown}, "
             f"{len(samples)} calls in {len(m.restarts_ns)} restarts"
         )
     lines += [
-        f"{c.b} takes {c.ratio:.3f} of {c.a}'s time "
-        f"[{c.low:.3f}, {c.high:.3f}], {c.confidence:.0%} interval over {c.restarts} restarts"
+        f"{c.b} takes {digits.figure(c.ratio, c.low, c.high)} of {c.a}'s time, "
+        f"{c.confidence:.0%} interval over {c.restarts} restarts"
         for c in compared
     ]
     against = [text for m in measured for text in m.doubts]
     against += [text for c in compared for text in c.doubts]
-    lines += [f"doubt: {text}" for text in dict.fromkeys(against)]
-    return {"measurements": measured, "comparisons": compared}, lines
+    return lines + [f"doubt: {text}" for text in dict.fromkeys(against)]
 
 
 def _teller() -> Callable[[float, float, str], None] | None:

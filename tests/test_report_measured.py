@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mint_deploy import files, statistics
+from mint_deploy import files, statistics, stopping
 from mint_deploy.artifacts import Comparison, LayerTime
 from mint_deploy.bench import Throughput
 from mint_deploy.report import headline, layertime, measured, merging, resources
@@ -63,6 +63,7 @@ def test_the_knee_and_the_rates_are_the_harness_own(everything):
     for sweep in sweeps(everything):
         own = Throughput(measurements=tuple(made.swept(sweep["label"])))
         assert sweep["knee"] == own.knee == {"dense": 16, "slim": 8}[sweep["label"]]
+        assert sweep["knee_range"] == own.knee_range
         assert {p["batch"]: p["per_s"] for p in sweep["points"]} == own.samples_per_s
         for p in sweep["points"]:
             assert p["low"] <= p["batch"] / p["median_ns"] * 1e9 <= p["high"]
@@ -114,6 +115,17 @@ def test_the_interval_of_a_median_is_students_over_restarts(factors):
     )
     assert span["low"] == pytest.approx(math.exp(low), rel=1e-6)
     assert span["high"] == pytest.approx(math.exp(high), rel=1e-6)
+
+
+def test_whoever_looked_before_stopping_gets_the_wider_interval():
+    m = replace(runs.timed("dense", 1.0), restarts_ns=((90, 91), (100, 101), (111, 112), (97, 98)))
+    once, looked = (
+        measured.section([replace(m, sequential=looked)])["runs"][0]["interval"]
+        for looked in (False, True)
+    )
+    own = stopping.interval([math.log(statistics.median(ns)) for ns in m.restarts_ns])
+    assert (looked["low"], looked["high"]) == (own.low, own.high)
+    assert looked["low"] < once["low"] < once["centre"] < once["high"] < looked["high"]
 
 
 def test_one_restart_has_no_interval_and_says_why():

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mint_deploy import files, statistics
+from mint_deploy import files, statistics, stopping
 from mint_deploy.artifacts import Comparison, Measurement
 from mint_deploy.report.layertime import layers, operators
 from mint_deploy.report.offline import sweeps
@@ -204,7 +204,9 @@ def _interval(m: Measurement) -> dict[str, Any]:
         if len(medians) > 1:
             reason = "a median of zero: the clock is too coarse for this model"
         return {**found, "centre": statistics.median(medians), "reason": reason}
-    own = statistics.ratio_interval([math.log(v) for v in medians], confidence=_CONFIDENCE)
+    # whoever looked before stopping needs the wider one
+    made_by = stopping.interval if m.sequential else statistics.ratio_interval
+    own = made_by([math.log(v) for v in medians], confidence=_CONFIDENCE)
     return {**found, "centre": own.ratio, "low": own.low, "high": own.high, "reason": None}
 
 

@@ -161,7 +161,7 @@ def sweeps(latency: Mapping[str, Any]) -> dict[str, Any] | None:
     tone = tones(latency)
     lines = [{**s, "tone": tone[s["label"]]} for s in found]
     knees = [
-        f"{r['label']} at batch {r['knee']} ({r['knee_per_s']} samples a second)"
+        f"{r['label']} at batch {r['knee']} ({r['knee_per_s']} samples a second; {r['knee_range']})"
         for r in rows
         if r["knee"] != words.NOT_HERE
     ]

@@ -88,7 +88,7 @@ def gaps(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def sweep_rows(body: Mapping[str, Any]) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return the batches of the sweeps, and a row each: ``label how knee best cells reason``.
+    """Return the batches of the sweeps, and a row each: ``label how knee knee_range best cells reason``.
 
     ``cells`` are the samples a second at each batch, and the call's median beside.
     """
@@ -104,6 +104,7 @@ def sweep_rows(body: Mapping[str, Any]) -> tuple[list[int], list[dict[str, Any]]
                 "how": f"{sweep['runtime']}, {sweep['precision']}, {sweep['threads']} "
                 f"thread{'s' * (sweep['threads'] != 1)}",
                 "knee": words.NOT_HERE if knee is None else str(knee),
+                "knee_range": _range(sweep),
                 "knee_per_s": words.short(sweep["knee_per_s"]),
                 "best": words.short(best["per_s"]),
                 "cells": [
@@ -116,6 +117,16 @@ def sweep_rows(body: Mapping[str, Any]) -> tuple[list[int], list[dict[str, Any]]
             }
         )
     return batches, rows
+
+
+def _range(sweep: Mapping[str, Any]) -> str:
+    """Return how sure the knee is, as words; empty where there is none."""
+    if sweep["knee"] is None:
+        return ""
+    if sweep.get("knee_range") is None:
+        return "measured once: it may be another"
+    low, high = sweep["knee_range"]
+    return "no other at 95 %" if low == high else f"{low} to {high} at 95 %"
 
 
 def memory_rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
