@@ -6,6 +6,7 @@ conformance suite.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,7 +35,7 @@ def image(batch=2, seed=0):
 
 
 def capabilities():
-    return openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ov._core(openvino).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 # ---------------------------------------------------------------- flags
@@ -282,3 +283,31 @@ def test_a_package_that_is_not_there_says_so_and_how_to_get_it(model, monkeypatc
     assert ov.missing() == "the package openvino is not installed"
     with pytest.raises(RuntimeMissing, match="pip install openvino"):
         ov.build(model)
+
+
+# ---------------------------------------------------------------- Ctrl-C afterwards
+
+INTERRUPTED = """
+import gc, os, signal, sys
+from mint_deploy.runtimes import openvino as ov
+engine = ov.build(sys.argv[1])
+one, two = ov.runner(engine), ov.runner(engine)
+one.__enter__(), two.__enter__()
+for live in (one, two):  # first in, first out
+    live.__exit__(None, None, None)
+del one, two, live
+gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_after_two_sessions_is_still_an_interrupt(model):
+    """An alternate signal stack that was unmapped makes a segmentation fault of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(model)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

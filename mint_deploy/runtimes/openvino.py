@@ -10,6 +10,7 @@ What it really took is read back and recorded. Properties: docs.openvino.ai, CPU
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -73,6 +74,17 @@ def _library() -> Any:
     except ImportError as error:
         raise RuntimeMissing("openvino", str(error), MEND) from error
     return openvino
+
+
+@functools.cache
+def _core(library: Any) -> Any:
+    """Return the one Core of this process, which stays.
+
+    Its CPU plugin gives the main thread an alternate stack for signals and takes the memory back when the Core
+    goes (OpenVINO 2026.4). With two of them the second puts the first's stack back, whose memory may be gone:
+    the next Ctrl-C would end in a segmentation fault.
+    """
+    return library.Core()
 
 
 def _version(library: Any) -> str:
@@ -150,7 +162,7 @@ def runner(
         if name not in known:
             raise UnknownName(kind, name, known)
     library = _library()
-    core = library.Core()
+    core = _core(library)
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if PRECISIONS[precision] not in able:
         raise ConfigError(
