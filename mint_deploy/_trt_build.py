@@ -107,7 +107,7 @@ def make(
     count = builds if builds is not None else int(wanted.get("builds", 1))
     if count < 1:
         raise ConfigError(f"builds is {count}, expected 1 or more")
-    settings = build_settings(builder.version, wanted, head.inputs, head.holds())
+    settings = build_settings(builder.version, wanted, head.inputs, head.holds)
     machine = machine or probe()
     here = facts(builder.version, machine=machine)
     total, swap = memory()

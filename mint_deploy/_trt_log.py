@@ -13,8 +13,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mint_deploy._onnx_head import Node
 from mint_deploy.errors import EngineMismatch, MintDeployError, ModelError
+from mint_deploy.onnx_wire import WireNode
 
 __all__ = ["Circumstances", "Refused", "explain", "fell_back", "refused_nodes", "wrong_engine"]
 
@@ -66,7 +66,7 @@ class Circumstances:
     memory_bytes: int = 0
     swap_bytes: int = 0
     workspace_mib: int | None = None
-    nodes: Sequence[Node] = ()
+    nodes: Sequence[WireNode] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ def _quote(log: str) -> str:
 # ---------------------------------------------------------------- what the parser refused
 
 
-def refused_nodes(log: str, nodes: Sequence[Node] = ()) -> list[Refused]:
+def refused_nodes(log: str, nodes: Sequence[WireNode] = ()) -> list[Refused]:
     """Return the nodes that the ONNX parser refused, in its order, each once."""
     found: dict[int, Refused] = {}
     lines = log.splitlines()
@@ -126,7 +126,7 @@ def refused_nodes(log: str, nodes: Sequence[Node] = ()) -> list[Refused]:
             number = int(match[1])
             name, operator = match[2] or "", match[3] or ""
             if 0 <= number < len(nodes):
-                name, operator = name or nodes[number].name, operator or nodes[number].operator
+                name, operator = name or nodes[number].name, operator or nodes[number].op_type
             unknown = bool(_NO_PLUGIN.search(line)) or "FallbackPlugin" in match[4]
             found.setdefault(
                 number,
@@ -139,7 +139,7 @@ def refused_nodes(log: str, nodes: Sequence[Node] = ()) -> list[Refused]:
 
 
 def _refused(
-    following: Sequence[str], number: int, operator: str, nodes: Sequence[Node]
+    following: Sequence[str], number: int, operator: str, nodes: Sequence[WireNode]
 ) -> Refused:
     """Read the dump of a node after ``While parsing node number``: its name and the parser's words.
 

@@ -20,7 +20,18 @@ from typing import Any, BinaryIO
 from mint_deploy import files
 from mint_deploy.errors import ModelError
 
-__all__ = ["LARGEST_BYTES", "WireFacts", "WireNode", "data_files", "digest", "read_wire"]
+__all__ = [
+    "LARGEST_BYTES",
+    "Message",
+    "WireFacts",
+    "WireNode",
+    "data_files",
+    "decode",
+    "digest",
+    "last",
+    "read_wire",
+    "wire_node",
+]
 
 #: the largest model that is taken, its weights in other files included
 LARGEST_BYTES = 1 << 36
@@ -28,8 +39,13 @@ LARGEST_BYTES = 1 << 36
 _LARGEST_MESSAGE = 1 << 31
 #: what a hostile file may cost: fields read, messages inside of each other, bytes of one name
 _MOST_FIELDS, _DEEPEST, _LONGEST_NAME = 10_000_000, 100, 1 << 20
+#: of a number of 64 bits
+_SIGN = 1 << 63
 #: bytes read at once
 _PIECE = 1 << 16
+
+#: a message of protobuf: our key -> the values in their order, each a number, a text or a Message
+Message = dict[str, list[Any]]
 
 #: message -> field number -> (our key, what it is): a number, a text, or another message
 _FIELDS: dict[str, dict[int, tuple[str, str]]] = {
@@ -44,7 +60,11 @@ _FIELDS: dict[str, dict[int, tuple[str, str]]] = {
         1: ("node", "Node"), 5: ("initializer", "Tensor"), 11: ("input", "ValueInfo"),
         12: ("output", "ValueInfo"), 15: ("sparse_initializer", "SparseTensor"),
     },
-    "ValueInfo": {1: ("name", "text")},
+    "ValueInfo": {1: ("name", "text"), 2: ("type", "Type")},
+    "Type": {1: ("tensor_type", "Type.Tensor")},
+    "Type.Tensor": {1: ("elem_type", "int"), 2: ("shape", "TensorShape")},
+    "TensorShape": {1: ("dim", "TensorShape.Dimension")},
+    "TensorShape.Dimension": {1: ("dim_value", "int")},
     "Node": {
         2: ("output", "text"), 3: ("name", "text"), 4: ("op_type", "text"), 5: ("attribute", "Attribute"),
         7: ("domain", "text"),
@@ -54,7 +74,8 @@ _FIELDS: dict[str, dict[int, tuple[str, str]]] = {
         22: ("sparse_tensor", "SparseTensor"), 23: ("sparse_tensors", "SparseTensor"),
     },
     "Tensor": {
-        8: ("name", "text"), 13: ("external_data", "StringStringEntry"), 14: ("data_location", "int"),
+        2: ("data_type", "int"), 8: ("name", "text"), 13: ("external_data", "StringStringEntry"),
+        14: ("data_location", "int"),
     },
     "SparseTensor": {1: ("values", "Tensor"), 2: ("indices", "Tensor")},
     "StringStringEntry": {1: ("key", "text"), 2: ("value", "text")},
@@ -93,11 +114,11 @@ class WireFacts:
     external: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
-def read_wire(path: str | os.PathLike[str]) -> WireFacts:
-    """Read an ONNX file without its weights.
+def decode(path: str | os.PathLike[str]) -> Message:
+    """Return the outermost message of an ONNX file, as far as ``_FIELDS`` goes: no weights.
 
     Raises:
-        ModelError: no such file, not ONNX, cut short, larger or deeper than any model is.
+        ModelError: no such file, not protobuf, cut short, larger or deeper than any model is.
     """
     try:
         size = Path(path).stat().st_size
@@ -109,42 +130,54 @@ def read_wire(path: str | os.PathLike[str]) -> WireFacts:
                 "save its weights as external data"
             )
         with Path(path).open("rb") as stream:
-            model = _Reader(stream, os.fspath(path), size).message("Model", size)
+            return _Reader(stream, os.fspath(path), size).message("Model", size)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_wire(path: str | os.PathLike[str]) -> WireFacts:
+    """Read an ONNX file without its weights.
+
+    Raises:
+        ModelError: as :func:`decode`, or no graph with nodes.
+    """
+    model = decode(path)
     graphs = model.get("graph", [])
     if not any(graph.get("node") for graph in graphs):
         raise ModelError(f"{path} is not an ONNX file with a graph; export it anew")
     names = {t for g in graphs for i in g.get("initializer", []) for t in i.get("name", [])}
     inputs = tuple(n for g in graphs for v in g.get("input", []) for n in v.get("name", []))
     return WireFacts(
-        ir_version=_last(model, "ir_version", 0),
+        ir_version=last(model, "ir_version", 0),
         opsets=tuple(
-            (_last(o, "domain", ""), _last(o, "version", 0)) for o in model.get("opset_import", [])
+            (last(o, "domain", ""), last(o, "version", 0)) for o in model.get("opset_import", [])
         ),
         inputs=tuple(name for name in inputs if name not in names),
         outputs=tuple(n for g in graphs for v in g.get("output", []) for n in v.get("name", [])),
-        nodes=tuple(
-            WireNode(
-                name=_last(node, "name", ""),
-                op_type=_last(node, "op_type", ""),
-                domain="" if (domain := _last(node, "domain", "")) == "ai.onnx" else domain,
-                outputs=tuple(node.get("output", [])),
-            )
-            for node in _every(model, "node")
-        ),
+        nodes=tuple(wire_node(node) for node in _every(model, "node")),
         external=tuple(
             (
-                _last(tensor, "name", ""),
+                last(tensor, "name", ""),
                 tuple(
-                    (_last(e, "key", ""), _last(e, "value", ""))
+                    (last(e, "key", ""), last(e, "value", ""))
                     for e in tensor.get("external_data", [])
                 ),
             )
             for kind in ("initializer", "t", "tensors", "values", "indices")
             for tensor in _every(model, kind)
-            if tensor.get("external_data") or _last(tensor, "data_location", 0) == 1
+            if tensor.get("external_data") or last(tensor, "data_location", 0) == 1
         ),
+    )
+
+
+def wire_node(node: Message) -> WireNode:
+    """Return a node as a value."""
+    domain = last(node, "domain", "")
+    return WireNode(
+        name=last(node, "name", ""),
+        op_type=last(node, "op_type", ""),
+        domain="" if domain == "ai.onnx" else domain,
+        outputs=tuple(node.get("output", [])),
     )
 
 
@@ -250,12 +283,12 @@ class _Reader:
         #: the piece of the file in hand, and where it begins
         self._piece, self._from = b"", 0
 
-    def message(self, kind: str, end: int, depth: int = 0) -> dict[str, list[Any]]:
+    def message(self, kind: str, end: int, depth: int = 0) -> Message:
         """Read up to ``end``: our key -> the values in their order."""
         if depth > _DEEPEST:
             raise ModelError(f"{self._name} has messages inside of more than {_DEEPEST} others")
         wanted = _FIELDS[kind]
-        found: dict[str, list[Any]] = {}
+        found: Message = {}
         while self._at < end:
             self._read += 1
             if self._read > _MOST_FIELDS:
@@ -269,8 +302,8 @@ class _Reader:
             key, what = wanted.get(number, ("", ""))
             if wire == 0:
                 value = self._varint(end)
-                if what == "int":
-                    found.setdefault(key, []).append(value)
+                if what == "int":  # all of ours are signed
+                    found.setdefault(key, []).append((value + _SIGN) % (2 * _SIGN) - _SIGN)
                 continue
             length = {1: 8, 5: 4}.get(wire) or self._varint(end)
             stop = self._at + length
@@ -319,12 +352,12 @@ class _Reader:
         )
 
 
-def _last(message: dict[str, list[Any]], key: str, default: Any) -> Any:
+def last(message: Message, key: str, default: Any) -> Any:
     """Return a single field: of several, the last one counts."""
     return message.get(key, [default])[-1]
 
 
-def _every(message: dict[str, list[Any]], key: str) -> Iterator[dict[str, list[Any]]]:
+def _every(message: Message, key: str) -> Iterator[Message]:
     """Yield the messages under ``key`` at any depth, outer ones first."""
     for name, values in message.items():
         for value in values:

@@ -15,12 +15,20 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from mint_deploy import _target_checks as checks
+from mint_deploy._target_checks import (
+    FAMILIES,
+    MODE_FIELDS,
+    PRECISIONS,
+    PROMISES,
+    SCENARIOS,
+    TYPINGS,
+)
 from mint_deploy.errors import TargetError, UnknownName
 
 __all__ = [
@@ -29,50 +37,13 @@ __all__ = [
     "PRECISIONS",
     "PROMISES",
     "SCENARIOS",
+    "TYPINGS",
     "Target",
     "load_target",
     "target_names",
     "to_toml",
 ]
 
-FAMILIES = ("cpu", "gpu", "jetson", "arm-cpu")
-PRECISIONS = ("fp32", "fp16", "int8")
-SCENARIOS = ("single_stream", "offline", "multi_stream")
-
-#: what a target may promise: points, milliseconds, megabytes, a factor
-PROMISES = ("max_accuracy_drop", "latency_ms", "memory_mb", "speedup")
-
-#: hardware figures that may depend on the power mode
-MODE_FIELDS = (
-    "cuda_cores",
-    "tensor_cores",
-    "gpu_mhz",
-    "memory_gb_per_s",
-    "fp16_tflops",
-    "int8_tops",
-    "dla_cores",
-)
-
-#: opset -> the lowest ONNX IR version that may carry it
-_LOWEST_IR = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
-
-_CHOICES = {"family": FAMILIES, "precision": PRECISIONS, "scenario": SCENARIOS}
-
-#: whole numbers: lowest and highest that make sense
-_INTEGERS = {
-    "round_to": (1, 1024),
-    "batch": (1, 65536),
-    "threads": (1, 1024),
-    "opset": (min(_LOWEST_IR), max(_LOWEST_IR)),
-    "ir_version": (7, 11),
-    "memory_bytes": (1, 1 << 50),
-    "cuda_cores": (0, 1 << 20),
-    "tensor_cores": (0, 1 << 16),
-    "dla_cores": (0, 64),
-}
-_FLOATS = ("gpu_mhz", "memory_gb_per_s", "fp16_tflops", "int8_tops")
-_HIGHEST = 1e9
-_VERSIONS = ("sm", "jetpack", "tensorrt")
 _TABLES = ("power_modes", "promises", "sources")
 
 
@@ -86,8 +57,15 @@ class Target:
     ``power_modes`` has them. ``int8_tops`` and ``fp16_tflops`` are dense (no structured sparsity).
     ``sources`` says where each number comes from.
 
+    ``max_batch`` to ``builds`` are for TensorRT's builder (:mod:`mint_deploy.recipe`): the largest
+    batch that an engine with an open batch takes (it is tuned for ``batch``); the deep learning
+    accelerator that it is built for, counted from 0 (the GPU takes what that cannot); the builder's
+    scratch memory; whether the ONNX file chooses the types (``strong``) or the builder (``weak``);
+    how often it is built, to keep the fastest.
+
     Raises:
-        TargetError: a value of the wrong type or out of range; the field is named.
+        TargetError: a value of the wrong type or out of range, or one that contradicts another; the
+            field is named.
     """
 
     name: str
@@ -113,6 +91,11 @@ class Target:
     jetpack: str | None = None
     tensorrt: str | None = None
     cpu_isa: str | None = None
+    max_batch: int | None = None
+    dla_core: int | None = None
+    workspace_mib: int | None = None
+    typing: str | None = None
+    builds: int | None = None
     power_mode: str | None = None
     power_modes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     promises: Mapping[str, float] = field(default_factory=dict)
@@ -123,32 +106,17 @@ class Target:
         for key in _PLAIN:
             value = getattr(self, key)
             if value is not None or key not in _OPTIONAL:
-                object.__setattr__(self, key, _checked(key, value, where))
-        lowest = _LOWEST_IR[self.opset]
-        if self.ir_version < lowest:
-            raise TargetError(
-                f"{where}: ir_version {self.ir_version} cannot carry opset {self.opset}, "
-                f"which needs at least {lowest}"
-            )
+                object.__setattr__(self, key, checks.value_of(key, value, where))
+        modes = checks.modes(self.power_modes, where)
+        known = {*_PLAIN, *checks.places(modes)}
         for key, table in (
-            ("power_modes", _checked_modes(self.power_modes, where)),
-            ("promises", _checked_promises(self.promises, where)),
-            ("sources", _checked_sources(self.sources, self.power_modes, where)),
+            ("power_modes", modes),
+            ("promises", checks.promises(self.promises, where)),
+            ("sources", checks.sources(self.sources, known, where)),
         ):
             object.__setattr__(self, key, table)
-        self._check_mode(where)
-
-    def _check_mode(self, where: str) -> None:
-        if self.power_mode is not None and self.power_mode not in self.power_modes:
-            raise _no_mode(where, self.power_mode, self.power_modes)
-        figures = self.power_modes[self.power_mode] if self.power_mode else {}
-        for key in _moded(self.power_modes):
-            if getattr(self, key) != figures.get(key):
-                raise TargetError(
-                    f"{where}: {key} is {getattr(self, key)}, but it belongs to the power modes "
-                    f"and power mode {self.power_mode!r} has {figures.get(key)}; "
-                    "write it under [power_modes.NAME]"
-                )
+        checks.check_mode(self, where)
+        checks.check_together(self, where)
 
     def source(self, key: str) -> str | None:
         """Return where the number in field ``key`` comes from, or None where nobody said."""
@@ -161,99 +129,6 @@ class Target:
 _FIELDS = tuple(f.name for f in dataclasses.fields(Target))
 _PLAIN = tuple(name for name in _FIELDS if name not in _TABLES)
 _OPTIONAL = {f.name for f in dataclasses.fields(Target) if f.default is None}
-
-
-# ---------------------------------------------------------------- checking values
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> TargetError:
-    """Return the error for a name that is not among ``known``, with the nearest one."""
-    names = list(known)
-    close = get_close_matches(name, names, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ";"
-    return TargetError(f"{what} '{name}'{hint} known: {', '.join(names)}")
-
-
-def _no_mode(where: str, mode: str, modes: Mapping[str, object]) -> TargetError:
-    if not modes:
-        return TargetError(
-            f"{where} has no power modes, so '{mode}' cannot be chosen; leave it out"
-        )
-    return _unknown(f"{where} has no power mode", mode, modes)
-
-
-def _moded(modes: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Return the fields that any power mode sets, in the order of ``MODE_FIELDS``."""
-    return [key for key in MODE_FIELDS if any(key in table for table in modes.values())]
-
-
-def _checked(key: str, value: Any, where: str) -> Any:
-    """Return ``value`` as the type of field ``key``; a TargetError says what is wrong with it."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if key in _INTEGERS:
-        low, high = _INTEGERS[key]
-        whole = number and (isinstance(value, int) or value.is_integer())
-        if not whole or not low <= int(value) <= high:
-            raise TargetError(
-                f"{where}: {key} is {value!r}; expected a whole number from {low} to {high}"
-            )
-        return int(value)
-    if key in _FLOATS:
-        if not number or not 0 < value < _HIGHEST:
-            raise TargetError(f"{where}: {key} is {value!r}; expected a number above 0")
-        return float(value)
-    if not isinstance(value, str):
-        raise TargetError(f"{where}: {key} is {value!r}; expected a text")
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise _unknown(f"{where}: {key} is", value, _CHOICES[key])
-    if key in _VERSIONS and not re.fullmatch(r"\d+(\.\d+)*", value):
-        raise TargetError(f"{where}: {key} is '{value}'; expected a version such as '10.3'")
-    if key in ("name", "runtime") and not value.strip():
-        raise TargetError(f"{where}: {key} is empty; expected a name")
-    return value
-
-
-def _table(value: object, key: str, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-        raise TargetError(f"{where}: {key} is {value!r}; expected a table [{key}]")
-    return value
-
-
-def _checked_modes(value: object, where: str) -> dict[str, dict[str, float]]:
-    modes: dict[str, dict[str, float]] = {}
-    for mode, table in _table(value, "power_modes", where).items():
-        place = f"{where}, power mode '{mode}'"
-        modes[mode] = {}
-        for key, figure in _table(table, f"power_modes.{mode}", where).items():
-            if key not in MODE_FIELDS:
-                raise _unknown(f"{place}: unknown key", key, MODE_FIELDS)
-            modes[mode][key] = _checked(key, figure, place)
-    return modes
-
-
-def _checked_promises(value: object, where: str) -> dict[str, float]:
-    promises = {}
-    for key, figure in _table(value, "promises", where).items():
-        if key not in PROMISES:
-            raise _unknown(f"{where}: unknown promise", key, PROMISES)
-        number = isinstance(figure, (int, float)) and not isinstance(figure, bool)
-        if not number or not 0 <= figure < _HIGHEST:
-            raise TargetError(f"{where}: promise {key} is {figure!r}; expected a number, 0 or more")
-        promises[key] = float(figure)
-    return promises
-
-
-def _checked_sources(
-    value: object, modes: Mapping[str, Mapping[str, object]], where: str
-) -> dict[str, str]:
-    known = {*_PLAIN, *(f"power_modes.{mode}" for mode in modes)}
-    known |= {f"power_modes.{mode}.{key}" for mode, table in modes.items() for key in table}
-    for key, text in _table(value, "sources", where).items():
-        if key not in known:
-            raise _unknown(f"{where}: [sources] has unknown key", key, sorted(known))
-        if not isinstance(text, str) or not text.strip():
-            raise TargetError(f"{where}: the source of {key} is {text!r}; expected a text")
-    return dict(_table(value, "sources", where))
 
 
 # ---------------------------------------------------------------- reading
@@ -286,7 +161,7 @@ def load_target(name_or_path: str | os.PathLike[str], *, power_mode: str | None 
     data = _read_chain(path, ())
     where = f"target file {path.name}"
     modes = data.get("power_modes", {})
-    for key in _moded(modes):
+    for key in checks.moded(modes):
         if key in data:
             raise TargetError(
                 f"{where}: {key} = {data[key]!r} belongs to the power modes of this target; "
@@ -297,7 +172,7 @@ def load_target(name_or_path: str | os.PathLike[str], *, power_mode: str | None 
     mode = data.get("power_mode")
     if mode is not None:
         if not isinstance(mode, str) or mode not in modes:
-            raise _no_mode(f"target '{data.get('name', path.stem)}'", str(mode), modes)
+            raise checks.no_mode(f"target '{data.get('name', path.stem)}'", str(mode), modes)
         data.update(modes[mode])
     data.setdefault("name", path.stem)
     if "family" not in data:
@@ -362,11 +237,11 @@ def _read(path: Path) -> dict[str, Any]:
     known = ("extends", *_FIELDS)
     for key, value in data.items():
         if key not in known:
-            raise _unknown(f"{where}: unknown key", key, sorted(known))
+            raise checks.unknown(f"{where}: unknown key", key, sorted(known))
         if key in _TABLES:
-            _table(value, key, where)
+            checks.table_of(value, key, where)
     for mode, table in data.get("power_modes", {}).items():
-        _table(table, f"power_modes.{mode}", where)
+        checks.table_of(table, f"power_modes.{mode}", where)
     return data
 
 
@@ -375,7 +250,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def to_toml(target: Target) -> str:
     """Return ``target`` as TOML text that :func:`load_target` reads back to an equal value."""
-    moded = _moded(target.power_modes)
+    moded = checks.moded(target.power_modes)
     lines = [
         f"{key} = {_toml(getattr(target, key))}"
         for key in _PLAIN

@@ -21,6 +21,8 @@ MESSAGES = {
     "Model": onnx.ModelProto, "OperatorSetId": onnx.OperatorSetIdProto, "Graph": onnx.GraphProto,
     "TrainingInfo": onnx.TrainingInfoProto, "Function": onnx.FunctionProto, "Node": onnx.NodeProto,
     "ValueInfo": onnx.ValueInfoProto, "Attribute": onnx.AttributeProto, "Tensor": onnx.TensorProto,
+    "Type": onnx.TypeProto, "Type.Tensor": onnx.TypeProto.Tensor, "TensorShape": onnx.TensorShapeProto,
+    "TensorShape.Dimension": onnx.TensorShapeProto.Dimension,
     "SparseTensor": onnx.SparseTensorProto, "StringStringEntry": onnx.StringStringEntryProto,
 }  # fmt: skip
 
@@ -34,7 +36,8 @@ def test_the_numbers_are_those_of_onnx(kind):
     for number, (key, what) in onnx_wire._FIELDS[kind].items():
         assert fields[number].name == key
         inner = fields[number].message_type
-        assert (inner.name.removesuffix("Proto") if inner else what) == what
+        name = inner.full_name.removeprefix("onnx.").replace("Proto", "") if inner else what
+        assert name == what
         if what == "int":
             assert fields[number].type in (fields[number].TYPE_INT64, fields[number].TYPE_INT32,
                                            fields[number].TYPE_ENUM)  # fmt: skip

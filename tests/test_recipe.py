@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 from trtexec_double import flags
 
+from mint_deploy import _trt_build, files
 from mint_deploy.artifacts import ExportedModel, TensorSpec
-from mint_deploy.recipe import recipe
-from mint_deploy.target import load_target
+from mint_deploy.recipe import build_arguments, build_settings, recipe
+from mint_deploy.target import Target, load_target
 
 
 def network(name: str, batch: int = 1, **metadata: str) -> ExportedModel:
@@ -78,3 +80,44 @@ def test_other_runtimes_get_their_settings_or_a_reason():
     assert "takes the precision from the ONNX file" in recipe(strong, networks)["reason"]
     inner = dataclasses.replace(networks["slim"], inputs=(TensorSpec(name="x", shape=(1, -1)),))
     assert "leaves dimension 1 open" in recipe(load_target("jetson"), {"slim": inner})["reason"]
+
+
+# ---------------------------------------------------------------- a target's file and its build
+
+
+@pytest.mark.parametrize(
+    ("said", "settings", "given"),
+    [
+        ("batch = 4\nmax_batch = 32", {"profile": {"input": ((1, 3, 8, 8), (4, 3, 8, 8), (32, 3, 8, 8))}},
+         {"--minShapes=input:1x3x8x8", "--optShapes=input:4x3x8x8", "--maxShapes=input:32x3x8x8"}),
+        ("dla_core = 1", {"dla_core": 1}, {"--useDLACore=1", "--allowGPUFallback"}),
+        ("workspace_mib = 512", {"workspace_mib": 512}, {"--memPoolSize=workspace:512"}),
+        ("typing = 'weak'", {"typing": "weak"}, {"--fp16"}),
+        ("typing = 'strong'", {"typing": "strong"}, {"--stronglyTyped"}),
+    ],
+)  # fmt: skip
+def test_what_a_targets_file_says_reaches_the_flags_of_the_build(tmp_path, said, settings, given):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "jetson-agx-orin-64gb"\n{said}\n', encoding="utf-8")
+    target = load_target(path)
+    inputs = (TensorSpec(name="input", shape=(-1, 3, 8, 8)),)
+    # the same from the file and from the JSON in which a bundle carries it
+    for carried in (target, json.loads(json.dumps(files.encode(target)))):
+        found = build_settings("10.3", carried, inputs, ["fp16"])
+        assert {key: getattr(found, key) for key in settings} == settings
+        assert given <= set(build_arguments("10.3", found, "m.onnx", "m.plan", "t.cache"))
+    opened = {"slim": network("model.onnx", batch=-1, precision="fp16")}
+    build = recipe(target, opened)["commands"]["slim"]["build"]
+    assert {a.partition("=")[0] for a in given} <= names(build)
+
+
+def test_a_build_takes_from_a_target_all_that_it_says_about_one(tmp_path):
+    path = tmp_path / "mine.toml"
+    said = {"max_batch": 8, "workspace_mib": 64, "typing": "weak", "builds": 3, "dla_core": 0}
+    lines = "\n".join(f"{key} = {value!r}" for key, value in said.items())
+    path.write_text(f'extends = "jetson-agx-orin-64gb"\n{lines}\n', encoding="utf-8")
+    wanted = _trt_build._wanted(load_target(path))
+    assert {key: wanted[key] for key in said} == said
+    assert set(_trt_build._TARGET_KEYS) <= {f.name for f in dataclasses.fields(Target)}
+    plain = _trt_build._wanted(load_target("jetson-agx-orin-64gb"))
+    assert not set(said) & set(plain)

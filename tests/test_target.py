@@ -19,6 +19,7 @@ from mint_deploy.target import (
     PRECISIONS,
     PROMISES,
     SCENARIOS,
+    TYPINGS,
     Target,
     load_target,
     target_names,
@@ -40,6 +41,8 @@ BOARDS = [
 ]
 #: numbers that are a choice of how to run, not a fact that needs a source
 CHOICES = {"batch", "threads"}
+#: what is said to TensorRT's builder
+BUILD = {"max_batch", "dla_core", "workspace_mib", "typing", "builds"}
 
 
 def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
@@ -168,6 +171,20 @@ def test_a_users_file_extends_a_neighbour_and_changes_one_figure_of_a_mode(tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("max_batch = 0", "max_batch is 0; expected a whole number from 1 to 65536"),
+        (
+            "batch = 4\nmax_batch = 3",
+            "max_batch is 3, below batch 4, which the engine is tuned for",
+        ),
+        ("dla_core = 0", "dla_core is 0, and the device has none (dla_cores); leave dla_core out"),
+        ("dla_core = -1", "dla_core is -1; expected a whole number from 0"),
+        ("dla_core = 'first'", "dla_core is 'first'; expected a whole number"),
+        ("workspace_mib = 0", "workspace_mib is 0; expected a whole number from 1"),
+        ("workspace_mib = 8193", "workspace_mib is 8193, and the device has 8192 MiB in all"),
+        ("typing = 'strongly'", "typing is 'strongly'; did you mean 'strong'? known: weak, strong"),
+        ("typing = true", "typing is True; expected a text"),
+        ("builds = 0", "builds is 0; expected a whole number from 1 to 1000"),
+        ("buids = 3", "unknown key 'buids'; did you mean 'builds'?"),
         ("rond_to = 8", "unknown key 'rond_to'; did you mean 'round_to'? known: "),
         ("round_to = 'eight'", "round_to is 'eight'; expected a whole number from 1 to 1024"),
         ("round_to = 0", "round_to is 0; expected a whole number"),
@@ -204,6 +221,63 @@ def test_bad_values_are_refused_with_what_was_expected(tmp_path, text, message):
     with pytest.raises(TargetError) as caught:
         load_target(path)
     assert message in str(caught.value)
+
+
+def test_what_tensorrt_builds_is_said_in_a_targets_file(tmp_path):
+    text = """extends = "jetson-agx-orin-64gb"
+batch = 4
+max_batch = 32
+dla_core = 1
+workspace_mib = 512
+typing = "weak"
+builds = 3
+"""
+    mine = load_target(write(tmp_path, text))
+    assert (mine.batch, mine.max_batch, mine.dla_core) == (4, 32, 1)
+    assert (mine.workspace_mib, mine.typing, mine.builds) == (512, "weak", 3)
+    child = load_target(write(tmp_path, 'extends = "mine.toml"\nbuilds = 1\n', "child.toml"))
+    assert (child.builds, child.typing, child.max_batch) == (1, "weak", 32)
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_what_nobody_says_about_a_build_is_not_set(name):
+    target = load_target(name)
+    assert all(getattr(target, key) is None for key in BUILD)
+    assert not any(key in to_toml(target) for key in BUILD - {"dla_core"})
+
+
+@given(
+    batch=st.integers(1, 64),
+    largest=st.none() | st.integers(1, 64),
+    core=st.none() | st.integers(0, 4),
+    cores=st.none() | st.integers(0, 4),
+    scratch=st.none() | st.integers(1, 64),
+    memory=st.none() | st.integers(1, 64 << 20),
+)
+def test_fields_that_bound_each_other(batch, largest, core, cores, scratch, memory):
+    agree = (
+        (largest is None or largest >= batch)
+        and (core is None or cores is None or core < cores)
+        and (scratch is None or memory is None or scratch * 2**20 <= memory)
+    )
+    given = {
+        "batch": batch, "max_batch": largest, "dla_core": core, "dla_cores": cores,
+        "workspace_mib": scratch, "memory_bytes": memory,
+    }  # fmt: skip
+    if agree:
+        target = Target(name="x", family="jetson", **given)
+        assert {key: getattr(target, key) for key in given} == given
+    else:
+        with pytest.raises(TargetError, match=r"max_batch is|dla_core is|workspace_mib is"):
+            Target(name="x", family="jetson", **given)
+
+
+def test_an_accelerator_that_the_device_may_have_depends_on_the_power_mode(tmp_path):
+    modes = "[power_modes.low]\ndla_cores = 1\n[power_modes.high]\ndla_cores = 2\n"
+    path = write(tmp_path, f'family = "jetson"\npower_mode = "high"\ndla_core = 1\n{modes}')
+    assert load_target(path).dla_core == 1
+    with pytest.raises(TargetError, match=r"the device has 1, counted from 0.*choose a lower one"):
+        load_target(path, power_mode="low")
 
 
 def test_names_and_files_that_are_not_there(tmp_path):
@@ -263,6 +337,8 @@ def targets(draw):
     moded = {key for table in modes.values() for key in table}
     facts = {k: v for k, v in plain.items() if k not in moded}
     facts |= modes.get(mode, {})
+    batch, memory = draw(st.integers(1, 64)), draw(st.none() | st.integers(2**20, 2**50))
+    cores = int(facts.get("dla_cores") or 0) if "dla_cores" in facts else 64
     return Target(
         name=draw(names),
         family=draw(st.sampled_from(FAMILIES)),
@@ -273,7 +349,13 @@ def targets(draw):
         round_to=draw(st.integers(1, 1024)),
         opset=draw(st.integers(13, 22)),
         ir_version=draw(st.integers(10, 11)),
-        memory_bytes=draw(st.none() | st.integers(1, 2**50)),
+        batch=batch,
+        max_batch=draw(st.none() | st.integers(batch, 65536)),
+        dla_core=draw(st.none() | st.integers(0, cores - 1)) if cores else None,
+        workspace_mib=draw(st.none() | st.integers(1, min(2**30, (memory or 2**50) // 2**20))),
+        typing=draw(st.sampled_from([None, *TYPINGS])),
+        builds=draw(st.none() | st.integers(1, 1000)),
+        memory_bytes=memory,
         cpu_isa=draw(st.none() | words),
         tensorrt=draw(st.none() | st.just("10.3")),
         power_mode=mode,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trtexec_double import transcript
 
-from mint_deploy._onnx_head import Node
 from mint_deploy._trt_log import Circumstances, explain, fell_back, refused_nodes, wrong_engine
 from mint_deploy.errors import EngineMismatch, MintDeployError, ModelError
+from mint_deploy.onnx_wire import WireNode
 
 ABOUT = Circumstances(
     version="10.3.0",
@@ -20,6 +20,10 @@ ABOUT = Circumstances(
     swap_bytes=1 << 30,
     workspace_mib=2048,
 )
+
+
+def node(name, operator):
+    return WireNode(name=name, op_type=operator, domain="", outputs=())
 
 
 # ---------------------------------------------------------------- what the parser refused
@@ -46,7 +50,7 @@ def test_an_operator_that_the_parser_lacks_is_named_with_its_layer(log, number, 
 
 def test_the_python_api_of_eight_gives_a_number_and_the_file_the_rest():
     log = transcript("log-8-python-unknown-operator.txt")
-    nodes = [Node("", "Relu")] * 2193 + [Node("NonZero_2193", "NonZero")]
+    nodes = [node("", "Relu")] * 2193 + [node("NonZero_2193", "NonZero")]
     (refused,) = refused_nodes(log, nodes)
     assert (refused.operator, refused.name, refused.unknown) == ("NonZero", "NonZero_2193", True)
     (bare,) = refused_nodes(log)

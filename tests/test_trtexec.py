@@ -308,7 +308,7 @@ def test_files_that_are_no_model(tmp_path, play):
     with pytest.raises(ModelError, match="no such file"):
         trtexec.build(tmp_path / "absent.onnx", tmp_path / "out")
     (tmp_path / "text.onnx").write_text("this is no model")
-    with pytest.raises(ModelError, match="is no ONNX model, or is damaged"):
+    with pytest.raises(ModelError, match="is not an ONNX file, or was cut short"):
         trtexec.build(tmp_path / "text.onnx", tmp_path / "out")
 
 

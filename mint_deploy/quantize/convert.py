@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mint_deploy import files
+from mint_deploy import files, onnx_wire
 from mint_deploy._version import __version__
 from mint_deploy.errors import ConfigError, UnknownName
 from mint_deploy.quantize import half, qdq
@@ -101,7 +101,7 @@ def quantize_file(
     judged = given
     if held_out is not None:
         judged = checked(held_out, reference.inputs, what="held-out samples")
-    ranges = _Ranges(source, files.sha256(path), reference, given, cache, threads, progress)
+    ranges = _Ranges(source, onnx_wire.digest(path), reference, given, cache, threads, progress)
     if precision == "int8":
         maker = _int8(source, chosen, calibration, ranges)
     else:

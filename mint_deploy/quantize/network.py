@@ -16,6 +16,7 @@ import numpy as np
 
 from mint_deploy.artifacts import TensorSpec
 from mint_deploy.errors import ModelError
+from mint_deploy.onnx_wire import data_files
 from mint_deploy.runtimes import DYNAMIC
 
 __all__ = ["OPEN_BATCH", "Arrays", "Network", "pieces"]
@@ -35,7 +36,7 @@ class Network:
         as_runtime: compute quantised layers with ONNX Runtime's integer kernels.
 
     Raises:
-        ModelError: ONNX Runtime refuses the model.
+        ModelError: ONNX Runtime refuses the model, or the file wants data from outside of its folder.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Network:
         if not as_runtime:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         source = model if isinstance(model, bytes) else os.fspath(model)
+        if isinstance(source, str):
+            data_files(source)  # refuses what lies outside of the file's folder
         try:
             self._session = onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from mint_deploy.errors import ModelError
 from mint_deploy.onnx_cost import layer_costs
+from mint_deploy.onnx_file import load_onnx
 from mint_deploy.quantize.quietly import quiet
 
 __all__ = ["LOWEST_OPSET", "WEIGHTED", "Source", "read_source"]
@@ -50,17 +51,12 @@ def read_source(path: str | os.PathLike[str]) -> Source:
     """Read and prepare an ONNX file; weights beside it may lie in its own folder alone.
 
     Raises:
-        ModelError: no such file, not ONNX, not float32, quantised already, an operator outside of standard ONNX,
-            an opset that cannot be raised, or no layer with weights.
+        ModelError: a file that :func:`mint_deploy.onnx_file.open_onnx` refuses, not float32, quantised already,
+            an operator outside of standard ONNX, an opset that cannot be raised, or no layer with weights.
     """
     import onnx
 
-    try:
-        model = onnx.load(os.fspath(path))
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # protobuf's DecodeError, and onnx's word on external data
-        raise ModelError(f"{path} cannot be read as ONNX: {error}") from error
+    model = load_onnx(path)
     _check(model, path)
     model = _raised(model, path)
     if _needs_folding(model):
