@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-__all__ = ["LARGE", "few_threads"]
+__all__ = ["LARGE", "few_threads", "threads"]
 
 #: matrices of more rows than this are worth all threads
 LARGE = 1024
@@ -26,3 +26,12 @@ def few_threads(dimension: int = 0) -> Iterator[None]:
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield
+
+
+def threads() -> int:
+    """Return how many threads numpy's BLAS takes now, 1 where that is not known."""
+    from threadpoolctl import threadpool_info
+
+    return max(
+        (int(p["num_threads"]) for p in threadpool_info() if p["user_api"] == "blas"), default=1
+    )

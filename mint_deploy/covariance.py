@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mint_deploy.artifacts import ConsumerMoments, Floats
+from mint_deploy.artifacts import ConsumerMoments, Floats, Ints
 from mint_deploy.errors import DataError
 
 __all__ = ["ENOUGH_ROWS", "RIDGE", "covariance", "inverse", "upper"]
@@ -36,7 +36,9 @@ def covariance(moments: ConsumerMoments) -> Floats:
         bottom = (n + 1 - 2 / p) * (square - alive**2 / p)
         rho = min(1.0, top / bottom) if bottom > 0 else 1.0
         S = (1 - rho) * S + rho * np.diag(variance)
-    return S + np.diag(RIDGE * variance + FLOOR * scale)
+    S = S.copy()
+    np.fill_diagonal(S, variance + RIDGE * variance + FLOOR * scale)
+    return S
 
 
 def inverse(S: Floats) -> Floats:
@@ -52,20 +54,24 @@ def inverse(S: Floats) -> Floats:
     return np.ascontiguousarray(K)
 
 
-def upper(S: Floats) -> Floats:
-    """Return the upper triangular ``U`` of ``S = U U^T`` (Cholesky from the last row to the first).
+def upper(S: Floats, order: Ints) -> Floats:
+    """Return the upper triangular ``U`` of ``S = U U^T`` with rows and columns of ``S`` in ``order [D]``.
+
+    It is the Cholesky factor from the last row to the first.
 
     Raises:
         DataError: the matrix is not positive definite.
     """
-    return _factor(S[::-1, ::-1])[::-1, ::-1]
+    back = order[::-1]
+    return _factor(S[np.ix_(back, back)])[::-1, ::-1]
 
 
 def _factor(S: Floats) -> Floats:
     from scipy.linalg.lapack import dpotrf
 
     factor: Floats
-    factor, wrong = dpotrf(S, lower=True, clean=True)
+    # S is symmetric, and its transpose lies in memory as LAPACK wants it
+    factor, wrong = dpotrf(S.T, lower=True, clean=True)
     if wrong:
         raise DataError(
             f"a covariance of {len(S)} taps is not positive definite (at {wrong}); look for NaN or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,10 @@ from mint_deploy.covariance import covariance, inverse, upper
 from mint_deploy.errors import DataError
 from mint_deploy.graph import Graph, Group
 
-__all__ = ["Leaving", "Reader", "columns", "forget", "leaving", "readers_of"]
+__all__ = ["Cached", "Leaving", "Reader", "columns", "forget", "leaving", "readers_of"]
+
+#: variance of the outputs, and the inverse covariance of the taps
+Cached = tuple[Floats | None, Floats]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +23,15 @@ class Reader:
     """One consumer as a group's units meet it.
 
     ``precision`` is ``[U b, U b]`` (the inverse covariance of all its taps, restricted to the group's),
-    ``weight`` ``[outputs, U b]``, both ordered by unit, ``b`` taps each; ``variance`` is ``[outputs]``,
-    ``sensitivity`` ``[outputs, outputs]`` (see :class:`~mint_deploy.artifacts.ConsumerMoments`).
+    ``weight`` ``[outputs, U b]``, both ordered by unit, ``b`` taps each; ``variance`` is ``[outputs]``, None where
+    it was not asked for, ``sensitivity`` ``[outputs, outputs]`` (see
+    :class:`~mint_deploy.artifacts.ConsumerMoments`).
     """
 
     name: str
     precision: Floats
     weight: Floats
-    variance: Floats
+    variance: Floats | None
     sensitivity: Floats
 
 
@@ -40,7 +44,7 @@ class Leaving:
     """
 
     rows: Floats
-    variance: Floats
+    variance: Floats | None
     sensitivity: Floats
 
 
@@ -69,7 +73,10 @@ class _Share:
     def sensitivity(self) -> Floats:
         return self.known.sensitivity[self.outputs, self.outputs]
 
-    def variance(self, S: Floats) -> Floats:
+    def variance(self, S: Floats, wanted: bool) -> Floats | None:
+        """Return the variance of the outputs, where it is wanted or is all that can be the noise floor."""
+        if not wanted and self.sensitivity.any():
+            return None
         W = self.weight
         return np.asarray(np.einsum("oi,oi->o", W @ S, W))
 
@@ -103,53 +110,61 @@ def _shares(group: Group, moments: Moments) -> Iterator[_Share]:
 def readers_of(
     group: Group,
     moments: Moments,
-    cache: dict[str, tuple[Floats, Floats]] | None = None,
+    cache: dict[str, Cached] | None = None,
+    *,
+    variance: bool = True,
 ) -> list[Reader]:
     """Return every consumer of a group as the estimators want it.
 
-    A grouped convolution reads the same positions in each of its groups: one reader for each.
+    A grouped convolution reads the same positions in each of its groups: one reader for each. Without
+    ``variance`` only consumers of no sensitivity have one: where the network's outputs judge, none is needed.
     """
     cache = {} if cache is None else cache
     out = []
     for share in _shares(group, moments):
         if share.name not in cache:
             S = share.covariance()
-            cache[share.name] = (share.variance(S), inverse(S))
-        variance, K = cache[share.name]
+            cache[share.name] = (share.variance(S, variance), inverse(S))
+        own, K = cache[share.name]
         out.append(
             Reader(
                 name=share.name,
                 precision=K[np.ix_(share.at, share.at)],
                 weight=share.weight[:, share.at],
-                variance=variance,
+                variance=own,
                 sensitivity=share.sensitivity,
             )
         )
     return out
 
 
-def leaving(group: Group, moments: Moments, order: Ints) -> Iterator[Leaving]:
+def leaving(
+    group: Group, moments: Moments, order: Ints, *, variance: bool = True
+) -> Iterator[Leaving]:
     """Yield every consumer of a group as it meets the units that leave in a known ``order``.
 
     With ``K = L L^T`` the precision in that order, survivors and other taps last, downdating it unit by unit is
     its Cholesky factorisation, and the rows of ``L^{-1} W`` are what each step takes off. As ``K`` is the inverse
     of the covariance ``S = U U^T`` with ``U = L^{-T}``, they are those of ``U^T W``: no inverse is needed.
+    ``variance`` as for :func:`readers_of`.
     """
+    from scipy.linalg.blas import dtrmm
+
     for share in _shares(group, moments):
         b = len(share.at) // len(order)
         first = share.at.reshape(-1, b)[order].reshape(-1)
         S = share.covariance()
         others = np.setdiff1d(np.arange(len(S)), first)
-        U = upper(S[np.ix_(*2 * (np.concatenate([first, others]),))])[: len(first), : len(first)]
+        U = upper(S, np.concatenate([first, others]))[: len(first), : len(first)]
         yield Leaving(
-            rows=U.T @ share.weight[:, first].T,
-            variance=share.variance(S),
+            rows=dtrmm(1.0, U, share.weight[:, first].T, trans_a=True),
+            variance=share.variance(S, variance),
             sensitivity=share.sensitivity,
         )
 
 
-def forget(graph: Graph, cache: dict[str, tuple[Floats, Floats]], done: int) -> None:
-    """Drop inverses that no later group needs: large networks have gigabytes of them."""
-    later = {m.tensor for g in list(graph.groups.values())[done + 1 :] for m in g.members}
-    for key in [k for k in cache if k.rpartition("/")[0] not in later]:
-        del cache[key]
+def forget(graph: Graph, cache: dict[str, Cached], done: Collection[str]) -> None:
+    """Drop inverses that no group but those ``done`` needs: large networks have gigabytes of them."""
+    later = {m.tensor for name, g in graph.groups.items() if name not in done for m in g.members}
+    for key in [k for k in list(cache) if k.rpartition("/")[0] not in later]:
+        cache.pop(key, None)

@@ -36,15 +36,16 @@ Stork's (1993).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from mint_deploy.artifacts import Floats, GroupImportance, Importance, Ints, Moments
-from mint_deploy.blas import few_threads
+from mint_deploy.blas import LARGE, few_threads, threads
 from mint_deploy.errors import MintDeployError, UnknownName
 from mint_deploy.estimators._gaussian_arrays import dependency
 from mint_deploy.graph import Graph, Group
-from mint_deploy.readers import Leaving, Reader, forget, leaving, readers_of
+from mint_deploy.readers import Cached, Leaving, Reader, forget, leaving, readers_of
 
 __all__ = ["NEEDS", "along", "dependency", "eliminate", "rank", "states_of"]
 
@@ -72,16 +73,28 @@ def rank(
     Where the moments have halves, ``spread`` is half the difference between the losses that either half
     sees as the units leave in this order: the standard error of the mean of the two.
     """
-    cache: dict[str, tuple[Floats, Floats]] = {}
-    groups = {}
-    for i, (name, group) in enumerate(graph.groups.items()):
-        with few_threads(_largest(group, moments)):
-            found = _ranked(group, moments, cache, floor, noise)
-        if found is not None:
-            groups[name] = found
-        forget(graph, cache, i)
+    cache: dict[str, Cached] = {}
+    found: dict[str, GroupImportance | None] = {}
+
+    def one(name: str) -> None:
+        found[name] = _ranked(graph.groups[name], moments, cache, floor, noise)
+        forget(graph, cache, found)
         if progress is not None:
-            progress(i + 1, len(graph.groups))
+            progress(len(found), len(graph.groups))
+
+    large = {n for n, g in graph.groups.items() if _largest(g, moments) > LARGE}
+    cores = threads()
+    with few_threads(), ThreadPoolExecutor(cores) as pool:  # a group a core
+        waiting = [pool.submit(one, name) for name in graph.groups if name not in large]
+        try:
+            for done in waiting:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for name in large:  # all cores for one of them, whose matrices are the memory
+        one(name)
+    groups = {n: g for n in graph.groups if (g := found[n]) is not None}
     return Importance(
         groups=groups,
         criterion="mint",
@@ -102,16 +115,17 @@ def _largest(group: Group, moments: Moments) -> int:
 def _ranked(
     group: Group,
     moments: Moments,
-    cache: dict[str, tuple[Floats, Floats]],
+    cache: dict[str, Cached],
     floor: str,
     noise: float,
 ) -> GroupImportance | None:
-    readers = readers_of(group, moments, cache)
+    variance = floor != "output"
+    readers = readers_of(group, moments, cache, variance=variance)
     if not readers:
         return None
     loss, order = eliminate(readers, group.size, floor=floor, noise=noise)
     seen = [
-        along(leaving(group, half, order), order, floor=floor, noise=noise)
+        along(leaving(group, half, order, variance=variance), order, floor=floor, noise=noise)
         for half in moments.halves
     ]
     spread = np.abs(seen[0] - seen[1]) / 2 if len(seen) == 2 else None
@@ -195,9 +209,14 @@ class _Judge:
             counts = felt > 1e-12 * max(float(felt[-1]), 1e-300)
             self.felt, self.basis = felt[counts], basis[:, counts]
         else:
-            highest = float(reader.variance.max(initial=0.0))
-            alive = reader.variance > 1e-24 * highest
-            safe = np.where(alive, reader.variance, 1.0)
+            variance = reader.variance
+            if variance is None:
+                raise MintDeployError(
+                    "the floor 'variance' needs the variance of the outputs, which was not made; "
+                    "make the readers with variance=True"
+                )
+            alive = variance > 1e-24 * float(variance.max(initial=0.0))
+            safe = np.where(alive, variance, 1.0)
             share = 1.0 if np.isinf(noise) else noise
             self.felt = np.where(alive, 1.0 / (share * safe), 0.0)
         self.linear = floor == "variance" and bool(np.isinf(noise))

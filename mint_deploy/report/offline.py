@@ -18,8 +18,8 @@ def sweeps(measured: Sequence[Measurement]) -> list[dict[str, Any]]:
 
     ``points`` hold ``batch``, ``per_s`` (all samples over all the time they took), ``low`` and ``high`` (the rates
     of the middle half of the calls) and ``median_ns`` of a call. ``knee`` is the smallest batch within 5 % of the
-    best rate, None for one batch alone; ``knee_range`` its uncertainty, the smallest and the largest batch that may
-    be it. Where a batch was measured twice the last counts.
+    best rate, None for one batch alone; ``knee_range``: the smallest and the largest batch that may be it
+    at 95 %. Where a batch was measured twice the last counts.
     """
     found: dict[tuple[str, ...], dict[int, Measurement]] = {}
     for m in measured:
