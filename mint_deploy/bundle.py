@@ -1,10 +1,12 @@
 """The bundle: one folder with what a board needs to build, verify and measure, and nothing more.
 
     bundle/dense.onnx model.onnx      the network before and after
+    bundle/dense.int8.onnx ...        (.fp16.onnx) both in the target's precision, where that stands
+                                      in the file: the recipe and the example are for these
     bundle/parity.npz                 real samples and PyTorch's outputs for them
     bundle/deploy.json                target, tensors, normalisation, class names, hash of each file
     bundle/build.json                 how the target builds and measures, every flag explicit
-    bundle/calibration.json           the ranges that int8 was calibrated with, where it was
+    bundle/calibration.json           the ranges of activations that precision was lowered by
     bundle/example.py                 a small program that runs the network on a picture
     bundle/mint_deploy_device.pyz     the program that does it: needs Python 3.10 and numpy
     bundle/README.md
@@ -25,12 +27,13 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mint_deploy import device, files
+from mint_deploy import _signal, device, files
 from mint_deploy._version import __version__
 from mint_deploy.artifacts import ExportedModel, TensorSpec
 from mint_deploy.errors import DataError, InternalError
 from mint_deploy.example import EXAMPLE, example
 from mint_deploy.manifest import differences, listing
+from mint_deploy.parity import read_parity
 from mint_deploy.recipe import recipe
 from mint_deploy.target import Target
 
@@ -64,7 +67,8 @@ def write_bundle(run: Path, target: Target) -> Path:
     """Write ``bundle/`` and ``bundle.tar.gz`` into a run folder, from its exported files.
 
     Reads ``dense.onnx``, ``model.onnx``, ``parity.npz`` and ``deploy.json`` (kind ``Deploy``). An
-    older bundle is replaced only when the new one is complete.
+    older bundle is replaced only when the new one is complete. Where ``precision.json`` (kind
+    ``Precision``) is of the target's precision, its files travel too.
 
     Returns:
         The folder.
@@ -86,20 +90,23 @@ def write_bundle(run: Path, target: Target) -> Path:
         for label, model in networks.items():
             _copy(run / NETWORKS[label], folder, model.sha256)
         _copy(run / "parity.npz", folder, None)
-        if (run / CALIBRATION).is_file():
+        lower = _lower(run, target, folder, networks)
+        if lower and (run / CALIBRATION).is_file():
             _copy(run / CALIBRATION, folder, None)
         write_device_zip(folder / DEVICE_ZIP)
         networks = {label: _renamed(model, NETWORKS[label]) for label, model in networks.items()}
-        how = recipe(target, networks)
+        delivered = networks | {label: entry["model"] for label, entry in lower.items()}
+        how = recipe(target, delivered)
         files.write_json(folder / "build.json", how, kind="Recipe")
-        program = _example(target, networks, deploy)
+        program = _example(target, delivered, deploy)
         if program is not None:
             (folder / EXAMPLE).write_text(program, encoding="utf-8")
-        readme = _readme(target, networks, how, [p.name for p in folder.iterdir()])
+        readme = _readme(target, networks, lower, how, [p.name for p in folder.iterdir()])
         (folder / "README.md").write_text(readme, encoding="utf-8")
         names = sorted(path.name for path in folder.iterdir())
         body = {k: v for k, v in deploy.items() if k not in ("kind", "schema", "written_by")}
         body |= {**networks, "target": target, "files": listing(folder, names)}
+        body |= {"lower": lower} if lower else {}
         files.write_json(folder / "deploy.json", body, kind="Deploy")
         _pack(folder, run / ARCHIVE)
         final = run / FOLDER
@@ -115,13 +122,50 @@ def _example(
     label = "slim" if "slim" in networks else "dense"
     return example(
         networks[label],
-        NETWORKS[label],
+        networks[label].path,
         runtime=target.runtime,
         threads=target.threads,
         mean=deploy.get("mean"),
         std=deploy.get("std"),
         class_names=deploy.get("class_names"),
     )
+
+
+def _lower(
+    run: Path, target: Target, folder: Path, networks: dict[str, ExportedModel]
+) -> dict[str, dict[str, Any]]:
+    """Pack the files in the target's precision, with the signal to noise that each has here.
+
+    It is that of the arithmetic that the file asks for, on the samples of parity.npz; ``floor_db``
+    is what a board must reach.
+    """
+    record = run / "precision.json"
+    body = files.read_json(record, kind="Precision") if record.is_file() else {}
+    if body.get("precision") != target.precision:
+        return {}
+    from mint_deploy.quantize.network import Network  # loads onnx, which most bundles do without
+
+    parity = read_parity(folder / "parity.npz")
+    found: dict[str, dict[str, Any]] = {}
+    for label, source in networks.items():
+        entry = body["networks"].get(label) or {}
+        where = f"precision.json: {label}"
+        model = files.decode(ExportedModel, entry.get("exported"), where=where)
+        if (entry.get("quantized") or {}).get("source_sha256") != source.sha256:
+            raise DataError(
+                f"{record} tells of another {NETWORKS[label]} than deploy.json; export the run anew"
+            )
+        model = _renamed(model, Path(model.path).name)
+        _copy(run / model.path, folder, model.sha256)
+        answers = Network(folder / model.path).infer(parity.inputs)
+        ratios = _signal.signal_to_noise(answers, parity.outputs[label])
+        least = _signal.floor_db(min(ratios.values(), default=_signal.EXACT_DB))
+        found[label] = {
+            "model": model,
+            "snr_db": {name: round(db, 2) for name, db in ratios.items()},
+            "floor_db": round(least, 2),
+        }
+    return found
 
 
 def _copy(source: Path, folder: Path, sha256: str | None) -> None:
@@ -250,12 +294,16 @@ def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive
 #: files that not every bundle has -> what they are
 _SOMETIMES = {
     EXAMPLE: "a small program that runs the network: `python3 example.py picture.png`",
-    CALIBRATION: "the ranges of activations that int8 was calibrated with",
+    CALIBRATION: "the ranges of activations on training images, by which precision was lowered",
 }
 
 
 def _readme(
-    target: Target, networks: dict[str, ExportedModel], how: dict[str, Any], names: list[str]
+    target: Target,
+    networks: dict[str, ExportedModel],
+    lower: dict[str, dict[str, Any]],
+    how: dict[str, Any],
+    names: list[str],
 ) -> str:
     power = f" ({target.power_mode})" if target.power_mode else ""
     lines = [
@@ -280,6 +328,12 @@ def _readme(
             f"IR {model.ir_version} |"
             for label, model in networks.items()
         ),
+        *(
+            f"| {entry['model'].path} | the {label} network in {target.precision}, which is built and "
+            f"measured; signal to noise on the samples {min(entry['snr_db'].values()):.1f} dB here, at "
+            f"least {entry['floor_db']:.1f} dB on the device |"
+            for label, entry in lower.items()
+        ),
         "| parity.npz | real samples and PyTorch's outputs for them |",
         "| deploy.json | target, tensors, normalisation, class names, SHA-256 of each file |",
         "| build.json | how it is built and measured, every flag explicit |",
@@ -299,9 +353,10 @@ def _readme(
             (
                 "An engine runs only under the TensorRT and on the GPU it was built with, so it is "
                 f"built here: `python3 {DEVICE_ZIP} build` does it with this machine's TensorRT. "
-                f"By hand, for TensorRT {how['tensorrt']} (on a Jetson the program lies in "
-                "/usr/src/tensorrt/bin). The two commands above run under ONNX Runtime and say so; "
-                "the engine's own times come from here:"
+                "The two commands above use TensorRT through its Python package; without that, bench "
+                "builds and measures through trtexec where it is, and verify runs under ONNX Runtime "
+                f"and says so. By hand, for TensorRT {how['tensorrt']} (on a Jetson the program lies "
+                "in /usr/src/tensorrt/bin):"
             ),
         ]
         for steps in how["commands"].values():

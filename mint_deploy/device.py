@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from mint_deploy.errors import (
     ConfigError,
-    DataError,
     ExportMismatch,
     InternalError,
     MintDeployError,
@@ -39,6 +38,7 @@ __all__ = ["MODULES", "main"]
 MODULES = (
     "__init__.py",
     "_advice.py",
+    "_arrived.py",
     "_bench_base.py",
     "_bench_child.py",
     "_bench_cores.py",
@@ -61,10 +61,13 @@ MODULES = (
     "_ort_providers.py",
     "_ort_session.py",
     "_rails.py",
+    "_signal.py",
     "_student.py",
     "_sysfs.py",
+    "_target_checks.py",
     "_torch_hold.py",
     "_trt_api.py",
+    "_trt_bench.py",
     "_trt_build.py",
     "_trt_cuda.py",
     "_trt_dialects.py",
@@ -110,7 +113,6 @@ MODULES = (
     "values/planning.py",
     "values/scoring.py",
 )
-_NETWORKS = ("dense", "slim")
 _LOWEST = (3, 10)
 
 
@@ -186,91 +188,6 @@ def _check_python() -> None:
         raise RuntimeMissing("numpy", str(error), "sudo apt-get install python3-numpy") from error
 
 
-# ---------------------------------------------------------------- the bundle
-
-
-class _Bundle:
-    """A folder with deploy.json, the ONNX files it names, and parity.npz."""
-
-    def __init__(self, folder: Path | None) -> None:
-        from mint_deploy import files
-        from mint_deploy.artifacts import ExportedModel
-
-        # in the zip the program's own path is the zip: its folder is the bundle
-        here = [folder] if folder is not None else [Path(sys.argv[0]).resolve().parent, Path.cwd()]
-        self.folder = next((f for f in here if (f / "deploy.json").is_file()), here[0])
-        if not (self.folder / "deploy.json").is_file():
-            raise DataError(
-                f"{self.folder} is not a bundle: it holds no deploy.json; name the folder that "
-                "'mint-deploy compress' or 'mint-deploy export' wrote"
-            )
-        self.deploy = files.read_json(self.folder / "deploy.json", kind="Deploy")
-        self.target: dict[str, Any] = self.deploy.get("target") or {}
-        self.models: dict[str, ExportedModel] = {
-            name: files.decode(ExportedModel, self.deploy[name], where=f"deploy.json: {name}")
-            for name in _NETWORKS
-            if self.deploy.get(name)
-        }
-        if not self.models:
-            raise DataError(f"{self.folder / 'deploy.json'} names no network; export the run anew")
-
-    def path(self, name: str) -> Path:
-        """The ONNX file of a network; its hash must be the one that was exported."""
-        from mint_deploy import files
-
-        model = self.models[name]
-        path = self.folder / Path(model.path).name
-        if not path.is_file():
-            raise DataError(f"the bundle lacks {path.name}; copy the whole bundle anew")
-        found = files.sha256(path)
-        if found != model.sha256:
-            raise DataError(
-                f"{path.name} has SHA-256 {found[:12]}..., the bundle says {model.sha256[:12]}...; "
-                "it was changed or damaged on the way: copy the bundle anew"
-            )
-        return path
-
-    def check(self) -> list[str]:
-        """Compare every file with its hash; a bundle lists them, a run folder does not."""
-        from mint_deploy.manifest import differences
-
-        listed = self.deploy.get("files") or {}
-        if found := differences(self.folder, listed):
-            raise DataError(f"the bundle is damaged: {'; '.join(found)}; copy it anew")
-        return [f"{len(listed)} files are as they were packed"] if listed else []
-
-    def runtime(self, asked: str | None) -> tuple[str, list[str]]:
-        """The runtime that runs the files here, and a note where it is not the target's."""
-        from mint_deploy import plugins
-
-        wanted = str(self.target.get("runtime", "onnxruntime"))
-        name, notes = asked or wanted, []
-        if asked is None and (
-            wanted not in plugins.known("runtime")
-            or plugins.load("runtime", wanted).missing() is not None
-        ):
-            name = "onnxruntime"
-            notes = [f"note: the target's runtime is {wanted}; these figures are onnxruntime's"]
-        _need(name)
-        return name, notes
-
-    def batch(self, name: str) -> int:
-        """The batch of a network: its own where it is fixed, else the target's."""
-        first = next((s.shape[0] for s in self.models[name].inputs if s.shape), -1)
-        return first if first > 0 else int(self.target.get("batch", 1))
-
-
-def _need(runtime: str) -> None:
-    """Refuse a runtime that cannot be used here, with the one command that mends it."""
-    from mint_deploy import plugins
-
-    plugin = plugins.load("runtime", runtime)
-    reason = plugin.missing()
-    if reason is not None:
-        mend = getattr(plugin, "MEND", f"pip install {runtime}")
-        raise RuntimeMissing(runtime, reason, str(mend))
-
-
 # ---------------------------------------------------------------- the commands
 
 
@@ -290,8 +207,9 @@ def _probe(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:  # noqa: 
 
 def _build(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
     from mint_deploy import plugins
+    from mint_deploy._arrived import Bundle
 
-    bundle = _Bundle(arguments.bundle)
+    bundle = Bundle(arguments.bundle)
     target = dict(bundle.target)
     runtime = arguments.runtime or str(target.get("runtime", "onnxruntime"))
     if arguments.precision:
@@ -305,29 +223,37 @@ def _build(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
 
 
 def _verify(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
-    from mint_deploy import plugins
+    from mint_deploy import _signal, plugins
+    from mint_deploy._arrived import Bundle
     from mint_deploy.parity import read_parity
 
-    bundle = _Bundle(arguments.bundle)
+    bundle = Bundle(arguments.bundle)
     lines = bundle.check()
     parity = read_parity(bundle.folder / "parity.npz")
     runtime, notes = bundle.runtime(arguments.runtime)
     lines += notes
     plugin = plugins.load("runtime", runtime)
-    errors = {}
-    for name in bundle.models:
-        with plugin.runner(plugin.build(bundle.path(name), bundle.target, None)) as live:
-            worst = parity.check(name, live.infer, batch=bundle.batch(name))
-        if not worst <= parity.tolerance:
-            raise ExportMismatch(
-                _outputs(bundle.models[name]), worst, parity.tolerance,
-                advice=f"'{name}' in {runtime} on this machine; try another runtime or version",
-            )  # fmt: skip
-        errors[name] = worst
-        lines.append(
-            f"{name}: largest relative error {worst:.1e} of {parity.tolerance:.0e} allowed"
-        )
-    body = {"runtime": runtime, "errors": errors, "tolerance": parity.tolerance}
+    errors: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    for to in bundle.checks(runtime):
+        batch = bundle.batch(to.network)
+        advice = f"'{to.name}' in {runtime} on this machine; try another runtime or version"
+        with plugin.runner(plugin.build(bundle.file(to.model), to.target, None)) as live:
+            if to.floor_db is None:
+                worst = errors[to.name] = parity.check(to.network, live.infer, batch=batch)
+                allowed = parity.tolerance
+                line = f"largest relative error {worst:.1e} of {allowed:.0e} allowed"
+            else:
+                found = _signal.measured_db(parity, to.network, live.infer, batch=batch)
+                ratios[to.name] = found
+                # noise over signal, both as root mean squares
+                worst, allowed = (10 ** (-db / 20) for db in (found, to.floor_db))
+                line = f"signal to noise {found:.1f} dB, {to.floor_db:.1f} dB or more expected"
+                advice = f"{line}: {advice}"
+        if not worst <= allowed:
+            raise ExportMismatch(_outputs(to.model), worst, allowed, advice=advice)
+        lines.append(f"{to.name}: {line}")
+    body = {"runtime": runtime, "errors": errors, "tolerance": parity.tolerance, "snr_db": ratios}
     return body, lines
 
 
@@ -336,24 +262,38 @@ def _outputs(model: ExportedModel) -> str:
 
 
 def _bench(arguments: argparse.Namespace) -> tuple[Answer, list[str]]:
+    from mint_deploy import _trt_bench
+    from mint_deploy._arrived import Bundle
     from mint_deploy.bench import MeasuringStopped, interleave, save
 
-    bundle = _Bundle(arguments.bundle)
-    runtime, lines = bundle.runtime(arguments.runtime)
+    bundle = Bundle(arguments.bundle)
     batches = {bundle.batch(name) for name in bundle.models}
     if len(batches) > 1:
         raise ConfigError(f"dense and slim have different batches {sorted(batches)}; export anew")
+    paths = {name: bundle.path(name) for name in bundle.models}
+    how: Answer = {
+        "batch": batches.pop(),
+        "restarts": arguments.restarts,
+        "budget_s": arguments.seconds,
+        "progress": _teller(),
+    }
+    lines: list[str] = []
     try:
-        measured, compared = interleave(
-            {name: bundle.path(name) for name in bundle.models},
-            runtime=runtime,
-            threads=arguments.threads or int(bundle.target.get("threads", 1)),
-            batch=batches.pop(),
-            restarts=arguments.restarts,
-            budget_s=arguments.seconds,
-            target=bundle.target,
-            progress=_teller(),
-        )
+        if _trt_bench.stands_in(arguments.runtime or str(bundle.target.get("runtime"))):
+            lines = ["note: no Python package tensorrt here; built and measured through trtexec"]
+            fed = {name: model.inputs for name, model in bundle.models.items()}
+            measured, compared = _trt_bench.through_trtexec(
+                paths, target=bundle.target, inputs=fed, **how
+            )
+        else:
+            runtime, lines = bundle.runtime(arguments.runtime)
+            measured, compared = interleave(
+                paths,
+                runtime=runtime,
+                threads=arguments.threads or int(bundle.target.get("threads", 1)),
+                target=bundle.target_in(runtime),
+                **how,
+            )
     except MeasuringStopped as stopped:
         save(bundle.folder, stopped.measured, stopped.compared)
         print("\n".join(_told(stopped.measured, stopped.compared)), flush=True)

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[2] / "mint_deploy"
 #: the first part of a module's name -> its layer; a new module must be given a place here
 LAYERS = {
     "base": {
-        "_version", "errors", "artifacts", "values", "files", "plugins", "target", "overview", "scores_file",
+        "_version", "errors", "artifacts", "values", "files", "plugins", "target", "_target_checks", "overview",
+        "scores_file",
     },
     "device": {
         "runtimes", "sensors", "machine", "bench", "_bench_base", "_bench_child", "_bench_files",
@@ -24,7 +25,7 @@ LAYERS = {
         "_ort_cache", "_ort_providers", "_ort_session", "_processes", "_quiet_advice", "_quiet_block",
         "_quiet_worker", "_rails", "_student", "_sysfs", "_torch_hold", "_trt_api", "_trt_build", "_trt_cuda",
         "_trt_dialects", "_trt_exports", "_trt_here", "_trt_log", "_trt_session", "_unsupported", "onnx_wire",
-        "layer_times", "_layer_child",
+        "layer_times", "_layer_child", "_arrived", "_signal", "_trt_bench",
     },
     "report": {"report"},
     "host": {
