@@ -35,12 +35,12 @@ from engines_networks import NETWORKS, SEED, Absent, Network, Sizes
 from engines_table import table
 
 from mint_deploy import files, plugins
+from mint_deploy._signal import signal_to_noise
 from mint_deploy.bench import interleave
 from mint_deploy.data import Part
 from mint_deploy.intervals import paired_interval, wilson
 from mint_deploy.machine import probe
 from mint_deploy.quantize import METHODS, SCHEMES, quantize_file
-from mint_deploy.quantize.fidelity import signal_to_noise
 from mint_deploy.quantize.network import Network as Exact
 from mint_deploy.quantize.task import judge_on, samples_of
 from mint_deploy.statistics import median

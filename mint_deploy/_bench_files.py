@@ -51,6 +51,7 @@ def interleave(
     seed: int = 0,
     machine: Machine | None = None,
     target: object = None,
+    targets: Mapping[str, object] | None = None,
     progress: Progress | None = None,
     patience_s: float = PATIENCE_S,
 ) -> tuple[list[Measurement], list[Comparison]]:
@@ -84,6 +85,7 @@ def interleave(
         seed: of the random inputs.
         machine: who measures; probed where absent.
         target: what the engines are built for (its precision is recorded).
+        targets: label -> what that file is built for, where it is another than ``target``.
         progress: called with what is done, the whole (restarts, or seconds where their number is
             open), and a note with the interval so far.
         patience_s: seconds of silence after which a process is given up.
@@ -122,7 +124,10 @@ def interleave(
             fed = str(Path(folder) / "inputs.npz")
             files.write_arrays(fed, {}, inputs)
         turns = Turns(
-            records={k: Record(plugin.build(path, target, None)) for k, path in paths.items()},
+            records={
+                label: Record(plugin.build(path, (targets or {}).get(label, target), None))
+                for label, path in paths.items()
+            },
             runtime=runtime,
             threads=threads,
             batch=batch,

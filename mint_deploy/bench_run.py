@@ -1,6 +1,8 @@
 """The bench of a run: dense and slim in turns, and then what else there is to know of the two files.
 
-    single_stream    both in turns, in fresh processes: the latency, and its ratio
+    single_stream    both in turns, in fresh processes: the latency, and its ratio. Where the target's precision
+                     stands in files of its own, and its runtime is here, those take turns with them:
+                     ``dense int8``, ``slim int8``
     figures          bytes, parameters, MACs, peak activations: computed from the files
     layers           the runtime's profiler, in a process of its own
     offline          a short sweep over the batch, on copies of the files whose batch is open
@@ -19,13 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mint_deploy import bench as measuring
-from mint_deploy import statistics
+from mint_deploy import plugins, statistics
 from mint_deploy.artifacts import Measurement
 from mint_deploy.errors import MintDeployError
 from mint_deploy.job import Job
 from mint_deploy.layer_times import layer_times
 from mint_deploy.open_batch import open_batch
+from mint_deploy.precision import delivered, in_the_file
 from mint_deploy.profile_layers import with_figures, with_layers
+from mint_deploy.target import Target
 
 __all__ = ["measure_run", "sweep_batches"]
 
@@ -51,24 +55,39 @@ def measure_run(job: Job, *, budget_s: float, restarts: int) -> None:
         restarts: process restarts of the comparison.
     """
     rest_s = min(REST_S, REST_SHARE * budget_s)
+    runtime = _runtime(job.target)
     paths = {"dense": job.run / "dense.onnx", "slim": job.run / "model.onnx"}
+    floats, lower = list(paths), {}
+    if runtime == job.target.runtime and in_the_file(job.target):
+        made = delivered(job.run.path, job.target)
+        lower = {
+            f"{label} {job.target.precision}": path
+            for label, path in made.items()
+            if path.is_file()
+        }
+    own = dataclasses.replace(job.target, precision="fp32")
     try:
         found, compared = measuring.interleave(
-            paths,
+            paths | lower,
+            runtime=runtime,
             threads=job.target.threads,
             batch=job.target.batch,
             restarts=restarts,
             half_width=HALF_WIDTH,
             budget_s=budget_s - rest_s,
             seed=job.request.seed,
+            target=job.target if runtime == job.target.runtime else own,
+            targets=dict.fromkeys(floats, own) if lower else None,
             progress=job.progress.step,
         )
     except measuring.MeasuringStopped as stopped:
+        paths |= lower
         kept = [with_figures(m, paths[m.task.label]) for m in stopped.measured]
         measuring.save(job.run.path, kept, stopped.compared)
         raise
-    found = [with_figures(m, paths[m.task.label]) for m in found]
+    found = [with_figures(m, (paths | lower)[m.task.label]) for m in found]
     measuring.save(job.run.path, found, compared)
+    lowered, found = found[len(floats) :], found[: len(floats)]
     end = time.monotonic() + rest_s
     took = []
     for i, m in enumerate(found):
@@ -80,7 +99,13 @@ def measure_run(job: Job, *, budget_s: float, restarts: int) -> None:
     swept, reason = _sweeps(job, found, paths, end, max(min(took), START_S))
     if reason:
         found = [dataclasses.replace(m, nulls={**m.nulls, "knee": reason}) for m in found]
-    measuring.save(job.run.path, [*found, *swept], compared)
+    measuring.save(job.run.path, [*found, *lowered, *swept], compared)
+
+
+def _runtime(target: Target) -> str:
+    """Return the target's runtime where it runs files on this machine, else ONNX Runtime's name."""
+    plugin = plugins.load("runtime", target.runtime)
+    return target.runtime if plugin.missing() is None else "onnxruntime"
 
 
 def _with_layers(job: Job, measurement: Measurement, path: Path, left_s: float) -> Measurement:

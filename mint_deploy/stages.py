@@ -40,6 +40,10 @@ _SOURCE = (
     "seed",
 )
 _JSON = ("plan.json", "cut.json", "accuracy.json", "deploy.json", "comparison.json")
+#: both networks, and where the target's precision stands in the file those of that precision
+_FILES = tuple(
+    f"{name}{tail}.onnx" for tail in ("", ".int8", ".fp16") for name in ("dense", "model")
+)
 
 STAGES = (
     Stage(
@@ -110,16 +114,11 @@ STAGES = (
         title="write ONNX, compare with PyTorch, pack the bundle",
         reads=("plan.json", "slim.safetensors", "target.toml"),
         writes=(
-            "dense.onnx",
-            "model.onnx",
+            *_FILES,
             "model.pt2",
             "parity.npz",
             "deploy.json",
             "predicted.json",
-            "dense.int8.onnx",
-            "model.int8.onnx",
-            "dense.fp16.onnx",
-            "model.fp16.onnx",
             "precision.json",
             "calibration.json",
             "bundle",
@@ -130,13 +129,13 @@ STAGES = (
     Stage(
         name="build",
         title="make an engine for this machine",
-        reads=("model.onnx", "target.toml"),
+        reads=("model.onnx", "model.int8.onnx", "model.fp16.onnx", "target.toml"),
         writes=("engine.json", "engine.plan"),
     ),
     Stage(
         name="bench",
         title="measure dense and slim side by side",
-        reads=("dense.onnx", "model.onnx"),
+        reads=(*_FILES, "target.toml"),
         writes=("measurements.jsonl", "comparison.json"),
         repeat=True,
     ),

@@ -33,7 +33,7 @@ from mint_deploy.onnx_cost import layer_costs
 from mint_deploy.parity import write_parity
 from mint_deploy.plan import plan as make_plan
 from mint_deploy.plan_file import by_hand, is_costed, read_plan, recosted
-from mint_deploy.precision import lower
+from mint_deploy.precision import delivered, lower
 from mint_deploy.predict import predict
 from mint_deploy.pt2 import save_pt2
 from mint_deploy.recover import recover as fine_tune
@@ -349,7 +349,7 @@ def _predict(job: Job) -> None:
 
 def build(job: Job) -> None:
     """Make an engine of the slim network with the target's runtime, where it is here, and record it."""
-    runtime, model = job.target.runtime, job.run / "model.onnx"
+    runtime, model = job.target.runtime, delivered(job.run.path, job.target)["slim"]
     try:
         plugins.load("runtime", runtime).build(model, job.target, job.run.path)
     except RuntimeMissing as error:
@@ -359,7 +359,7 @@ def build(job: Job) -> None:
             f"  no {runtime} here ({error.why}): its engine is built on the device, from the bundle; what "
             "is built and measured here is ONNX Runtime's"
         )
-        plugins.load("runtime", "onnxruntime").build(model, None, job.run.path)
+        plugins.load("runtime", "onnxruntime").build(job.run / "model.onnx", None, job.run.path)
 
 
 def bench(job: Job) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from mint_deploy.errors import MintDeployError, ModelError
 from mint_deploy.onnx_figures import FIGURES
 from mint_deploy.report.folder import Folder
 from mint_deploy.report.timing import latency
+from mint_deploy.target import Target
 
 
 class Run:
@@ -49,7 +52,7 @@ def job(tmp_path, monkeypatch):
     told: list[tuple[float, float, str]] = []
     return SimpleNamespace(
         run=Run(tmp_path),
-        target=SimpleNamespace(threads=1, batch=1),
+        target=Target(name="here", family="cpu"),
         request=SimpleNamespace(seed=0),
         progress=SimpleNamespace(step=lambda *step: told.append(step)),
         told=told,
@@ -109,6 +112,31 @@ def test_everything_there_is_to_know_is_written(job, patient):
     assert [r["scenario"] for r in section["runs"]].count("single_stream") == 2
     sweeps = {(s["label"], len(s["points"])) for s in section["sweeps"]}
     assert sweeps == {("dense", 2), ("slim", 2)}
+
+
+def test_files_in_the_targets_precision_take_turns_with_the_float32_ones(job):
+    job.target = replace(job.target, precision="int8")
+    for name in ("dense", "model"):
+        shutil.copy(job.run / f"{name}.onnx", job.run / f"{name}.int8.onnx")
+    measure_run(job, budget_s=1.0, restarts=2)
+    found = by_scenario(job.run.path)["single_stream"]
+    labels = ["dense", "slim", "dense int8", "slim int8"]
+    assert [m.task.label for m in found] == labels
+    assert [m.task.precision for m in found] == ["fp32", "fp32", "int8", "int8"]
+    assert found[3].figures["file_bytes"] == (job.run / "model.int8.onnx").stat().st_size
+    kept = files.read_json(job.run / "comparison.json", kind="Comparisons")["comparisons"]
+    assert [(c["a"], c["b"]) for c in kept] == [("dense", label) for label in labels[1:]]
+
+
+def test_where_the_targets_runtime_is_not_here_only_the_float32_files_are_measured(job):
+    job.target = replace(job.target, runtime="tensorrt", precision="int8", tensorrt="10.3")
+    shutil.copy(job.run / "model.onnx", job.run / "model.int8.onnx")
+    measure_run(job, budget_s=1.0, restarts=2)
+    found = by_scenario(job.run.path)["single_stream"]
+    assert [(m.task.label, m.task.runtime, m.task.precision) for m in found] == [
+        ("dense", "onnxruntime", "fp32"),
+        ("slim", "onnxruntime", "fp32"),
+    ]
 
 
 def test_a_small_budget_is_kept_and_what_it_has_no_time_for_says_so(job):

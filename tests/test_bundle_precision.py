@@ -18,6 +18,7 @@ from mint_deploy import bench, files
 from mint_deploy._arrived import Bundle
 from mint_deploy.artifacts import ExportedModel
 from mint_deploy.bundle import NETWORKS, unpack_bundle, verify_bundle, write_bundle
+from mint_deploy.cli.inspecting import inspected
 from mint_deploy.errors import DataError
 from mint_deploy.manifest import listing
 from mint_deploy.onnx_file import read_onnx
@@ -173,6 +174,14 @@ def test_a_file_that_computes_something_else_is_refused(bundle, capsys):
     assert code == 2
     assert "signal to noise" in err
     assert "'dense int8' in onnxruntime" in err
+
+
+def test_inspect_tells_the_delivered_files(bundle):
+    found = inspected(bundle)
+    lower = files.read_json(bundle / "deploy.json", kind="Deploy")["lower"]["slim"]
+    said = next(v for k, v in found.items() if k.startswith("slim in "))
+    assert said.startswith(f"{lower['model']['path']}, {lower['model']['bytes']} bytes")
+    assert f"{min(lower['snr_db'].values()):.1f} dB" in said
 
 
 def test_bench_measures_the_delivered_files(bundle, capsys):

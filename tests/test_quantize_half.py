@@ -10,10 +10,10 @@ import pytest
 import quant_nets as qn
 from onnx import TensorProto
 
+from mint_deploy._signal import snr_db
 from mint_deploy.errors import ModelError
 from mint_deploy.quantize import half
 from mint_deploy.quantize.calibration import calibrate
-from mint_deploy.quantize.fidelity import snr_db
 from mint_deploy.quantize.network import Network
 from mint_deploy.quantize.source import Source, read_source
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from mint_deploy._signal import snr_db
 from mint_deploy.errors import ModelError
 from mint_deploy.quantize import qdq
 from mint_deploy.quantize.calibration import calibrate
-from mint_deploy.quantize.fidelity import snr_db
 from mint_deploy.quantize.network import Network
 from mint_deploy.quantize.schemes import SCHEMES, Scheme
 from mint_deploy.quantize.source import Source, read_source

@@ -11,8 +11,9 @@ import quant_nets as qn
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mint_deploy._signal import EXACT_DB, signal_to_noise, snr_db
 from mint_deploy.errors import ConfigError
-from mint_deploy.quantize.fidelity import EXACT_DB, batches_of, signal_to_noise, snr_db
+from mint_deploy.quantize.fidelity import batches_of
 from mint_deploy.quantize.judge import Judge
 from mint_deploy.quantize.network import Network
 from mint_deploy.quantize.search import damage, most_floats, search

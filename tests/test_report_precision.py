@@ -7,8 +7,9 @@ from pathlib import Path
 
 import jinja2
 import pytest
+from report_runs import timed
 
-from mint_deploy import files
+from mint_deploy import files, measurement_file, stopping
 from mint_deploy.artifacts import Accuracy
 from mint_deploy.errors import DataError
 from mint_deploy.report import markdown as whole
@@ -93,6 +94,22 @@ def test_rows_are_printed_figures(tmp_path: Path) -> None:
     assert row["floats"] == "1 of 83, 2 % of the multiply-adds"
 
 
+def test_the_time_is_the_ratio_of_what_was_measured_in_turns(tmp_path: Path) -> None:
+    runs = [timed("dense", 2.0), timed("slim", 1.0), timed("slim int8", 0.5)]
+    measurement_file.write(tmp_path / "measurements.jsonl", runs)
+    section = part.precision(folder(tmp_path, MADE, MADE))
+    dense, slim = (n["time"] for n in section["networks"])
+    assert dense is None, "its int8 file was not measured"
+    own = stopping.between(runs[1], runs[2])
+    assert (slim["ratio"], slim["low"], slim["high"]) == (own.ratio, own.low, own.high)
+    assert slim["ratio"] == pytest.approx(0.5, rel=0.1)
+    assert slim["runtime"] == "onnxruntime"
+    assert [row["time"][:3] for row in part.rows(section)] == [
+        "\N{EN DASH}",
+        f"{slim['ratio']:.1f}",
+    ]
+
+
 def test_what_was_not_judged_has_dashes(tmp_path: Path) -> None:
     plain = dataclasses.replace(
         MADE, before=None, after=None, kept=None, verdict="", float_layers=(), float_macs=None
@@ -100,6 +117,7 @@ def test_what_was_not_judged_has_dashes(tmp_path: Path) -> None:
     row = part.rows(part.precision(folder(tmp_path, plain)))[0]
     assert {row["before"], row["after"], row["change"]} == {"\N{EN DASH}"}
     assert row["floats"] == "0 of 83"
+    assert row["time"] == "\N{EN DASH}"
 
 
 def test_markdown_is_safe_and_bounded(tmp_path: Path) -> None:

@@ -83,6 +83,11 @@ def _bundle(path: Path) -> dict[str, Any]:
         for label in ("dense", "slim")
         if deploy.get(label)
     }
+    for label, entry in (deploy.get("lower") or {}).items():
+        made = entry["model"]
+        networks[f"{label} in {target.get('precision')}"] = (
+            f"{made['path']}, {made['bytes']} bytes, {min(entry['snr_db'].values()):.1f} dB signal to noise"
+        )
     return {
         "what": "a bundle",
         "written_by": deploy.get("written_by"),

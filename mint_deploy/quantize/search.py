@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mint_deploy._signal import EXACT_DB, signal_to_noise
 from mint_deploy.quantize.calibration import Progress
-from mint_deploy.quantize.fidelity import EXACT_DB, signal_to_noise
 from mint_deploy.quantize.network import Arrays, Network
 
 __all__ = ["MOST_FLOAT", "Found", "damage", "most_floats", "search"]

@@ -1,4 +1,4 @@
-"""What lower precision cost: accuracy, signal to noise and size before and after, and what stays in float32.
+"""What lower precision cost and gave: accuracy, signal to noise, size and time, and what stays in float32.
 
 precision(folder) -> the section of report.json     rows(section) -> a printed line a network
 floats(section) -> the layers that stay float32     markdown(section) -> the block of report.md
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mint_deploy import files
+from mint_deploy import digits, files, stopping
+from mint_deploy.artifacts import Measurement
 from mint_deploy.report import words
 from mint_deploy.report.folder import Folder
 from mint_deploy.values.precision import Quantized
@@ -24,7 +25,8 @@ def precision(folder: Folder) -> dict[str, Any] | None:
     """Return the section, or None where every file is float32.
 
     ``precision max_drop kept`` and ``networks``: a :class:`mint_deploy.values.precision.Quantized` each, as JSON,
-    with its ``network`` and the accuracy's ``change`` in points.
+    with its ``network``, the accuracy's ``change`` in points, and ``time``: what it takes of the float32 file's
+    time where both were measured in turns (``ratio low high confidence restarts runtime``), else None.
     """
     found = folder.json("precision.json", "Precision")
     if found is None:
@@ -41,7 +43,8 @@ def precision(folder: Folder) -> dict[str, Any] | None:
                 "low": None if low is None else -low,
                 "high": None if high is None else -high,
             }
-        networks.append({"network": label, **files.encode(made), "change": change})
+        time = _time(folder.measurements()[0], label, f"{label} {found['precision']}")
+        networks.append({"network": label, **files.encode(made), "change": change, "time": time})
     return {
         "precision": found["precision"],
         "max_drop": found["max_drop"],
@@ -50,8 +53,26 @@ def precision(folder: Folder) -> dict[str, Any] | None:
     }
 
 
+def _time(measured: Sequence[Measurement], before: str, after: str) -> dict[str, Any] | None:
+    single = {m.task.label: m for m in measured if m.task.scenario == "single_stream"}
+    if not {before, after} <= set(single):
+        return None
+    a, b = single[before], single[after]
+    if min(len(a.restarts_ns), len(b.restarts_ns)) < 2:
+        return None
+    found = stopping.between(a, b)
+    return {
+        "ratio": found.ratio,
+        "low": found.low,
+        "high": found.high,
+        "confidence": found.confidence,
+        "restarts": found.n,
+        "runtime": b.task.runtime,
+    }
+
+
 def rows(section: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return printed figures a network: ``label scheme before after change span snr size floats verdict``."""
+    """Return printed figures a network: ``label scheme before after change span snr size time floats verdict``."""
     return [_row(network, section["precision"]) for network in section.get("networks", [])]
 
 
@@ -73,9 +94,16 @@ def _row(network: Mapping[str, Any], precision_: str) -> dict[str, str]:
         "span": span,
         "snr": words.NOT_HERE if snr is None else f"{words.fixed(snr, 1)} dB",
         "size": f"{words.bytes_(network['source_bytes'])} to {words.bytes_(network['bytes'])}",
+        "time": _factor(network.get("time")),
         "floats": floats_,
         "verdict": network["verdict"],
     }
+
+
+def _factor(time: Mapping[str, Any] | None) -> str:
+    if time is None:
+        return words.NOT_HERE
+    return digits.figure(time["ratio"], time["low"], time["high"])
 
 
 def _change(change: Mapping[str, Any]) -> tuple[str, str]:
@@ -112,6 +140,7 @@ def markdown(section: Mapping[str, Any], escape: Any, code: Any) -> str:
         "change",
         "signal to noise",
         "size",
+        "time, of float32's",
         "in float32",
     )
     table = [
@@ -122,6 +151,7 @@ def markdown(section: Mapping[str, Any], escape: Any, code: Any) -> str:
             f"{r['change']} ({r['span']})" if r["span"] else r["change"],
             r["snr"],
             r["size"],
+            r["time"],
             r["floats"],
         )
         for r in made
