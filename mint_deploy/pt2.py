@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.pt2_archive import PT2ArchiveWriter
 from torch.utils._pytree import tree_map
 
 from mint_deploy._version import __version__
@@ -166,6 +165,9 @@ def _compare(loaded: nn.Module, model: nn.Module, inputs: Call) -> None:
 
 def _written(archive: Archive, about: Mapping[str, str]) -> bytes:
     """Write an archive of what was checked, and nothing else."""
+    # brings torch's compiler along: more than a second, which most commands need not wait for
+    from torch.export.pt2_archive import PT2ArchiveWriter
+
     buffer = io.BytesIO()
     with PT2ArchiveWriter(buffer) as writer:
         for name, payload in archive.payloads.items():

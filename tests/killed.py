@@ -1,56 +1,86 @@
-"""Runs a small demo in this process and dies at a given place: ``killed.py FOLDER PLACE SIGNAL``.
+"""Runs a small demo and dies at given places: ``killed.py FOLDER PLACE SIGNAL [PLACE SIGNAL ...]``.
 
 PLACE is ``STAGE:after`` (all its files are written, the manifest does not know yet) or
-``STAGE:N`` (at its N-th step), or ``-`` for none. The demo trains for three epochs, so that its
-training and its recovery are killed between two checkpoints.
+``STAGE:N`` (at its N-th step), or ``-`` for none. Each takes up what the one before left. The demo trains
+for three epochs, so that its training and its recovery are killed between two checkpoints.
+
+Each is a process of its own, a fork of this one, which has loaded PyTorch and done nothing with it.
+A JSON list says how each ended: ``returncode`` as that of subprocess, ``stdout``, ``stderr``.
 """
 
+import json
 import os
 import signal
 import sys
+import tempfile
 
 from mint_deploy import pipeline, progress, steps
 from mint_deploy.errors import Interrupted
 from mint_deploy.settings import Request
 
-folder, place, name = sys.argv[1:]
-stage, _, when = place.partition(":")
-number = getattr(signal, name)
-
-
-def die() -> None:
-    os.kill(os.getpid(), number)
-
 
 class Deadly(progress.Progress):
     """Dies at the N-th step of one stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str, when: str, number: int) -> None:
         super().__init__()
-        self.left = -1
+        self.at, self.number, self.left = (stage, when), number, -1
 
     def _begin(self, name: str, title: str) -> None:
+        stage, when = self.at
         self.left = int(when) if name == stage and when.isdigit() else -1
 
     def _step(self, done: float, total: float, note: str) -> None:
         self.left -= 1
         if self.left == 0:
-            die()
+            os.kill(os.getpid(), self.number)
 
 
-steps.DEMO_EPOCHS = 3.0
-steps.BENCH_S, steps.RESTARTS = 1.0, 2  # what is asked here is not how fast it is
-if when == "after":
-    done = getattr(steps, stage)
+def live(folder: str, place: str, number: int) -> int:
+    stage, _, when = place.partition(":")
+    steps.DEMO_EPOCHS = 3.0
+    if when == "after":
+        whole = getattr(steps, stage)
 
-    def deadly(job: steps.Job) -> None:
-        done(job)
-        die()
+        def deadly(job: steps.Job) -> None:
+            whole(job)
+            os.kill(os.getpid(), number)
 
-    setattr(steps, stage, deadly)
-request = Request(out=folder, images=200, epochs=3.0, workers=1, seed=5)
-try:
-    pipeline.run(request, resume=True, until="recover", progress=Deadly())
-except Interrupted as error:
-    print(error)
-    sys.exit(error.exit_code)
+        setattr(steps, stage, deadly)
+    request = Request(out=folder, images=200, epochs=3.0, workers=1, seed=5)
+    try:
+        pipeline.run(request, resume=True, until="recover", progress=Deadly(stage, when, number))
+    except Interrupted as error:
+        print(error)
+        return error.exit_code
+    return 0
+
+
+def main(folder: str, *pairs: str) -> None:
+    ends = []
+    for place, name in zip(pairs[::2], pairs[1::2], strict=True):
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            child = os.fork()
+            if child == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                code = 70
+                try:
+                    code = live(folder, place, getattr(signal, name))
+                finally:
+                    sys.stdout.flush()
+                    sys.excepthook(*sys.exc_info()) if sys.exc_info()[0] else None
+                    sys.stderr.flush()
+                    os._exit(code)
+            _, status = os.waitpid(child, 0)
+            texts = []
+            for stream in (out, err):
+                stream.seek(0)
+                texts.append(stream.read())
+        end = {"place": place, "returncode": os.waitstatus_to_exitcode(status)}
+        ends.append({**end, "stdout": texts[0], "stderr": texts[1]})
+    print(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

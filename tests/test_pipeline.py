@@ -1,6 +1,7 @@
 """The story on real networks: what a run leaves, stage by stage, and taken up to the same bits."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -385,20 +387,16 @@ def test_a_module_and_tensors_in_memory(here: Path) -> None:
 # ---------------------------------------------------------------- killed, and taken up
 
 
-def killed(folder: Path, place: str, number: str = "SIGKILL") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(HERE / "killed.py"), str(folder), place, number],
-        capture_output=True, text=True, check=False, timeout=120,
+def killed(folder: Path, *places: tuple[str, str]) -> list[dict[str, Any]]:
+    """How each process of ``killed.py`` ended: place, returncode, stdout, stderr."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "killed.py"), str(folder), *itertools.chain(*places)],
+        capture_output=True, text=True, check=False, timeout=240,
         env={**os.environ, "PYTHONPATH": str(Path(md.__file__).parents[1])},
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = killed(folder, "-")
     assert done.returncode == 0, done.stderr
-    return folder
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def assert_equal_runs(folder: Path, other: Path) -> None:
@@ -411,31 +409,30 @@ def assert_equal_runs(folder: Path, other: Path) -> None:
         assert left == ["cut.safetensors", "repair.safetensors"]
 
 
-def test_killed_again_and_again(undisturbed: Path, tmp_path: Path) -> None:
-    """One folder, killed in training, in sampling, after files and in both recoveries."""
-    places = ("prepare:12", "sample:1", "cut:after", "recover:12", "recover:40")
-    for place in places:
-        done = killed(tmp_path / "run", place)
-        assert done.returncode == -signal.SIGKILL, (place, done.stderr)
-    done = killed(tmp_path / "run", "-")
-    assert done.returncode == 0, done.stderr
-    assert_equal_runs(undisturbed, tmp_path / "run")
-
-
-def test_ctrl_c_is_said_and_taken_up(undisturbed: Path, tmp_path: Path) -> None:
-    for place, stage in (
-        ("prepare:3", "prepare"),
-        ("plan:after", "plan"),
-        ("recover:30", "recover"),
-    ):
-        done = killed(tmp_path / "run", place, "SIGINT")
-        assert done.returncode == 130, (place, done.stderr)
-        assert f"stopped in stage '{stage}'" in done.stdout
-        assert "--resume" in done.stdout
-        assert "Traceback" not in done.stderr
-    done = killed(tmp_path / "run", "-")
-    assert done.returncode == 0, done.stderr
-    assert_equal_runs(undisturbed, tmp_path / "run")
+def test_killed_and_interrupted_again_and_again(tmp_path: Path) -> None:
+    """One folder, ended in training, in sampling, after files and in both recoveries."""
+    places = (
+        ("prepare:3", "SIGINT"),
+        ("prepare:12", "SIGKILL"),
+        ("sample:1", "SIGKILL"),
+        ("plan:after", "SIGINT"),
+        ("cut:after", "SIGKILL"),
+        ("recover:12", "SIGKILL"),
+        ("recover:40", "SIGINT"),
+    )
+    whole = ("-", "SIGKILL")
+    (undisturbed,) = killed(tmp_path / "undisturbed", whole)
+    *ends, last = killed(tmp_path / "run", *places, whole)
+    for (place, how), end in zip(places, ends, strict=True):
+        if how == "SIGKILL":
+            assert end["returncode"] == -signal.SIGKILL, end
+            continue
+        assert end["returncode"] == 130, end
+        assert f"stopped in stage '{place.partition(':')[0]}'" in end["stdout"]
+        assert "--resume" in end["stdout"]
+        assert "Traceback" not in end["stderr"]
+    assert (undisturbed["returncode"], last["returncode"]) == (0, 0), (undisturbed, last)
+    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "run")
 
 
 def test_ctrl_c_in_python(here: Path) -> None:
