@@ -83,7 +83,7 @@ def test_figures_are_rounded_by_their_interval(pages, name):
     for figure in (
         "1.73×", "1.69 to 1.77, 95 % interval", "3.46 ms", "(3.42 to 3.51)", "2.00 ms", "(1.99 to 2.01)",
         "p50 3.46 ms", "p90 3.59 ms", "p99 3.69 ms", "p99 2.12 ms",
-        "dense at batch 16 (401 samples a second)", "slim at batch 8 (702 samples a second)",
+        "dense at batch 16 (401 samples a second;", "slim at batch 8 (702 samples a second;",
         "24.5 MB", "72.5 MB", "97.0 MB", "262 kB", "197 kB", "1.78 MB", "853 k", "437 k",
         "2675 MHz", "0.80 %", "latency drifts by +6 to +9%".capitalize(),
     ):  # fmt: skip
