@@ -138,6 +138,17 @@ def test_one_restart_has_no_interval_and_says_why():
     assert none["shape"] is None
 
 
+def test_a_comparison_of_two_precisions_finds_its_task():
+    found = [runs.timed("dense", 2.0), runs.timed("slim int8", 1.0)]
+    found[1] = replace(found[1], task=replace(found[1].task, precision="int8"))
+    one = Comparison(
+        a="dense", b="slim int8", ratio=0.5, low=0.4, high=0.6, confidence=0.95, restarts=5
+    )
+    (row,) = measured.paired(found, [one])
+    assert (row["batch"], row["scenario"]) == (1, "single_stream")
+    assert len(row["each"]) == len(found[0].restarts_ns)
+
+
 def test_each_comparison_belongs_to_its_task_and_shows_every_restart():
     found, compared = [], []
     for batch, ratio in ((1, 0.5), (8, 0.8)):

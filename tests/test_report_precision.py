@@ -12,8 +12,10 @@ from report_runs import timed
 from mint_deploy import files, measurement_file, stopping
 from mint_deploy.artifacts import Accuracy
 from mint_deploy.errors import DataError
+from mint_deploy.report import html
 from mint_deploy.report import markdown as whole
 from mint_deploy.report import precision as part
+from mint_deploy.report.body import collect
 from mint_deploy.report.folder import Folder
 from mint_deploy.values.precision import FloatLayer, Quantized
 
@@ -139,8 +141,27 @@ def test_the_template_prints_and_escapes(tmp_path: Path) -> None:
         loader=jinja2.FileSystemLoader(templates), autoescape=True, undefined=jinja2.StrictUndefined
     )
     text = '{% from "parts.html.j2" import scroll with context %}{% include "precision.html.j2" %}'
-    data = {"rows": part.rows(section), "floats": part.floats(section)}
+    data = {"rows": part.rows(section), "floats": part.floats(section), "note": ""}
     page = environment.from_string(text).render(precision=data)
     assert "dense, INT8" in page
     assert "a|b&lt;c&gt;/Conv" in page
     assert environment.from_string(text).render(precision=None).strip() == ""
+
+
+def test_the_report_of_a_run_has_the_section_or_says_what_is_wrong(tmp_path: Path) -> None:
+    folder(tmp_path, MADE, MADE)
+    body = collect(tmp_path)
+    assert [n["network"] for n in body["precision"]["networks"]] == ["dense", "slim"]
+    for text in (html.page(body), whole.text(body)):
+        text = text.replace("\N{NO-BREAK SPACE}", " ").replace("&nbsp;", " ")
+        assert "975 kB" in text
+        assert "24.0 dB" in text
+    damaged = (tmp_path / "precision.json").read_text().replace('"scheme"', '"shceme"')
+    (tmp_path / "precision.json").write_text(damaged)
+    page = html.page(collect(tmp_path))
+    assert 'id="precision"' in page
+    assert "precision.json: dense" in page
+    (tmp_path / "precision.json").unlink()
+    body = collect(tmp_path)
+    assert 'id="precision"' not in html.page(body)
+    assert "### Precision" not in whole.text(body)

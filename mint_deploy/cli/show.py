@@ -53,7 +53,7 @@ def result(found: Result, *, as_json: bool, stage: str | None = None) -> None:
              "report": found.report}
         )  # fmt: skip
         return
-    from mint_deploy.report import view
+    from mint_deploy.report import precision, view
 
     body = found.report
     if not found.done:
@@ -64,6 +64,10 @@ def result(found: Result, *, as_json: bool, stage: str | None = None) -> None:
     if lines:
         head = ["", "dense", "slim", "", ""]
         print(table([head, *([x.label, x.before, x.after, x.change, x.detail] for x in lines)]))
+    for made in precision.rows(body["precision"]):
+        change = f"{made['change']} {made['span']}".strip()
+        said = f"{made['after']}, {change}; {made['size']}; takes {made['time']} of float32's time"
+        print(f"  {made['label']}: {said}")
     for row in view.steps(body):
         if row.step == "control" and row.found:
             print(f"  {row.label}: {row.test or row.validation} {row.test_span}".rstrip())
@@ -109,5 +113,6 @@ def scores(found: Result, *, as_json: bool) -> None:
 
 
 def _files(names: Sequence[str]) -> list[str]:
-    shown = ("report.html", "model.onnx", "slim.safetensors", "plan.json", "bundle")
+    networks = ("model.onnx", "model.int8.onnx", "model.fp16.onnx", "slim.safetensors")
+    shown = ("report.html", *networks, "plan.json", "bundle")
     return [name for name in shown if name in names]

@@ -21,6 +21,7 @@ from mint_deploy.report.accuracy import accuracy
 from mint_deploy.report.advice import next_steps, status, verdict
 from mint_deploy.report.doubted import doubts
 from mint_deploy.report.folder import UNREADABLE, Folder, section
+from mint_deploy.report.precision import precision
 from mint_deploy.report.scores import scores
 
 __all__ = ["collect"]
@@ -34,7 +35,7 @@ def collect(run: Path) -> dict[str, Any]:
 
     Returns:
         plain JSON values: ``title status verdict run headline accuracy latency predicted widths
-        groups scores dependency frozen gate lossless export doubts machine next``.
+        groups scores dependency frozen gate lossless export precision doubts machine next``.
 
     Raises:
         RunFolderError: no such folder, or nothing of a run is in it.
@@ -55,6 +56,7 @@ def collect(run: Path) -> dict[str, Any]:
         "gate": section("cut", partial(_gate, folder)),
         "lossless": section("cut", partial(_lossless, folder)),
         "export": section("export", partial(_export, folder)),
+        "precision": section("export", partial(precision, folder)),
         "machine": section("bench", partial(timing.machines, folder)),
     }
     body["title"] = f"{body['run']['model']} for {body['run']['target']}"

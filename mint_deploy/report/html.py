@@ -23,6 +23,7 @@ from mint_deploy.report.cards import cards
 from mint_deploy.report.dependency import picture
 from mint_deploy.report.doubted import parts
 from mint_deploy.report.machines import machine_groups
+from mint_deploy.report.precision import floats, rows
 from mint_deploy.report.tradeoff import tradeoff, worth_showing
 
 __all__ = ["page", "page_of_measurements"]
@@ -47,11 +48,19 @@ def page(body: Mapping[str, Any]) -> str:
         dependency=_dependency(body),
         scores=_scores(body),
         board=view.board_rows(body),
+        precision=_precision(body["precision"]),
         settings=view.settings_rows(body["run"]),
         stages=[(k, words.duration(1e9 * v)) for k, v in body["run"]["seconds"].items()],
         times=resources.layers(body["latency"], cut),
         pair=True,
     )
+
+
+def _precision(section: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What precision.html.j2 prints: rows and layers in float32, or why it could not be read; None: float32."""
+    if section["done"]:
+        return {"rows": rows(section), "floats": floats(section), "note": ""}
+    return {"rows": [], "floats": [], "note": section["note"]} if section.get("damaged") else None
 
 
 def page_of_measurements(body: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mint_deploy.report import view, words
+from mint_deploy.report import precision, view, words
 
 __all__ = ["LIMIT_BYTES", "text"]
 
@@ -67,6 +67,10 @@ def _more(total: int) -> str:
 
 
 # ---------------------------------------------------------------- blocks, the important first
+
+
+def _precision(body: Mapping[str, Any]) -> str:
+    return precision.markdown(body["precision"], _say, _code)
 
 
 def _head(body: Mapping[str, Any]) -> str:
@@ -298,6 +302,7 @@ _BLOCKS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     _accuracy,
     _speed,
     _throughput,
+    _precision,
     _board,
     _proof,
     _doubts,

@@ -122,7 +122,8 @@ def paired(measured: Sequence[Measurement], compared: Sequence[Comparison]) -> l
 
 
 def _key(m: Measurement) -> tuple[Any, ...]:
-    return tuple(getattr(m.task, name) for name in KEY)
+    """What two measurements share that were compared: the precision may be what differs."""
+    return tuple(getattr(m.task, name) for name in KEY if name != "precision")
 
 
 def restart_ratios(a: Measurement, b: Measurement) -> list[float]:
