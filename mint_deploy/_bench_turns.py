@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from mint_deploy import files, sensors, statistics
+from mint_deploy import _bench_energy, files, sensors, statistics
 from mint_deploy._bench_base import BLOCK_S, MOST_CALLS, Settings, task_spec
 from mint_deploy._bench_child import Child
 from mint_deploy._bench_cores import cores_of, on_gpu
@@ -136,7 +136,8 @@ class Turns:
             tell: called with the share of the measuring that is over.
             longest_s: seconds for warm-up and measuring, once the processes have started.
         """
-        end = time.monotonic() + slice_s
+        energy_s = self._passes_s(len(order), slice_s)
+        end = time.monotonic() + slice_s - energy_s
         with ExitStack() as stack:
             # they start side by side: nothing is timed before all have imported their runtime
             once = {
@@ -150,12 +151,25 @@ class Turns:
             for label in order:
                 self._warm(once[label], warm_s)
             self._turns(order, once, end, tell)
+            if energy_s and self.meter is not None:
+                for one in once.values():
+                    one.used_mj, one.busy_s, one.calls = _bench_energy.steady(
+                        one.child, self.meter, one.per_call_s
+                    )
             for label in order:
                 self._memory(once[label])
             state = self.watch.look([one.child.pid for one in once.values()])
         for label in order:
             self.records[label].add(once[label])
         self.states.append(state)
+
+    def _passes_s(self, models: int, slice_s: float) -> float:
+        """Seconds of the first restart for the energy of each model alone; 0 where blocks tell, or in a hurry."""
+        meter = self.meter
+        if meter is None or models == 1 or self.done or not _bench_energy.is_coarse(meter):
+            return 0.0
+        whole = models * _bench_energy.pass_s(meter)
+        return whole if whole <= _bench_energy.SHARE * slice_s else 0.0
 
     def _open(self, label: str, once: Once) -> None:
         record = self.records[label]
@@ -215,14 +229,16 @@ class Turns:
 
     def _block(self, once: Once, count: int, settle: int) -> None:
         meter = self.meter
+        if meter is not None and len(self.records) > 1 and _bench_energy.is_coarse(meter):
+            meter = None
         limit_s = max(10 * count * once.per_call_s, _PATIENT_S)
         before, begin = (meter.read_uj() if meter else ()), time.perf_counter()
         answer = once.child.ask("block", count=count, settle=settle, limit_s=limit_s)
         if meter:
             once.used_mj += meter.between_mj(before, meter.read_uj())
             once.busy_s += time.perf_counter() - begin
+            once.calls += len(answer["settle_ns"]) + len(answer["ns"])
         once.warm += answer["settle_ns"]
-        once.calls += len(answer["settle_ns"]) + len(answer["ns"])
         once.ns += answer["ns"]
         once.blocks.append(len(answer["ns"]))
 
@@ -319,10 +335,11 @@ class Turns:
         meter = self.meter
         if meter is None:
             return None, {"energy_mj": self.no_meter or "no energy counter"}
-        if not alone and meter.resolution_s > BLOCK_S:
+        if not alone and not record.calls:
             return None, {
-                "energy_mj": f"the counter {meter.what} moves every {meter.resolution_s:g} s, which "
-                f"does not tell blocks of {BLOCK_S:g} s apart; measure each file alone"
+                "energy_mj": f"the counter {meter.what} moves every {meter.resolution_s:g} s, which does not tell "
+                f"blocks of {BLOCK_S:g} s apart, and there was no time for a pass of "
+                f"{_bench_energy.pass_s(meter):g} s a file; give it more --seconds"
             }
         found = sensors.per_inference_mj(record.used_mj, self.idle_w, record.busy_s, record.calls)
         return found, {} if found is not None else {"energy_mj": _NOT_APART}

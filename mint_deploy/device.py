@@ -42,6 +42,7 @@ MODULES = (
     "_bench_base.py",
     "_bench_child.py",
     "_bench_cores.py",
+    "_bench_energy.py",
     "_bench_files.py",
     "_bench_loop.py",
     "_bench_streams.py",

@@ -12,7 +12,7 @@ import pytest
 from onnx_models import save_conv
 from strange_runtime import QUICK, RUNTIME, install
 
-from mint_deploy import _bench_files, _bench_turns, files, sensors
+from mint_deploy import _bench_energy, _bench_files, _bench_turns, files, sensors
 from mint_deploy.artifacts import Engine, TensorSpec
 from mint_deploy.bench import Settings, interleave
 from mint_deploy.errors import ConfigError, DataError, ModelError, UnknownName
@@ -240,11 +240,34 @@ def test_energy_of_each_model_is_counted_over_its_own_blocks(pretence, monkeypat
     assert "energy_mj" not in a.nulls
 
 
-def test_a_slow_counter_tells_the_energy_of_one_model_but_not_of_two(pretence, monkeypatch):
+def test_a_slow_counter_tells_of_two_models_by_a_pass_of_each_alone(pretence, monkeypatch):
+    monkeypatch.setattr(_bench_energy, "STEPS", 1)
     _with_meter(monkeypatch, _Meter(pretence, 0.1))
-    (a, _), _ = interleave({"a": "", "b": ""}, runtime="null", restarts=2, **FIXED)
+    more = {**FIXED, "budget_s": 4.0}
+    (a, b), _ = interleave({"a": "", "b": ""}, runtime="null", restarts=2, **more)
+    # 0.1 s in pieces of 13 calls of a millisecond
+    assert a.energy_mj == pytest.approx(10 / 104)
+    assert b.energy_mj == pytest.approx(30 / 104)
+    assert not {"energy_mj"} & (set(a.nulls) | set(b.nulls))
+    passes = [x for x, r, more in pretence.asked if r == "block" and more["count"] == 13]
+    assert passes == [*8 * ["a"], *8 * ["b"]], "once, each alone"
+    for m in (a, b):
+        assert all(
+            sum(blocks) == len(ns) for blocks, ns in zip(m.blocks, m.restarts_ns, strict=True)
+        )
+
+
+def test_where_there_is_no_time_for_the_pass_it_says_so(pretence, monkeypatch):
+    _with_meter(monkeypatch, _Meter(pretence, 0.1))
+    more = {**FIXED, "budget_s": 4.0}
+    (a, _), _ = interleave({"a": "", "b": ""}, runtime="null", restarts=2, **more)
     assert a.energy_mj is None
     assert "pretended moves every 0.1 s" in a.nulls["energy_mj"]
+    assert "no time for a pass of 2 s a file" in a.nulls["energy_mj"]
+
+
+def test_a_slow_counter_tells_the_energy_of_one_model_over_its_blocks(pretence, monkeypatch):
+    _with_meter(monkeypatch, _Meter(pretence, 0.1))
     (a,), _ = interleave({"a": ""}, runtime="null", restarts=1, **FIXED)
     assert a.energy_mj == pytest.approx(10 / 20)
 

@@ -18,7 +18,7 @@ LAYERS = {
         "_bench_turns", "_bench_worker", "statistics", "doubts", "compare", "parity", "manifest",
         "recipe", "trtexec", "device", "looks", "engine_file", "limits", "pairing", "measurement_file",
         "stopping",
-        "digits", "quiet", "_blocks", "_advice", "_bench_cores", "_bench_loop", "_bench_streams",
+        "digits", "quiet", "_blocks", "_advice", "_bench_cores", "_bench_energy", "_bench_loop", "_bench_streams",
         "_bench_sweep", "_cgroup",
         "_machine_board", "_machine_cpu", "_machine_gpu", "_machine_versions", "_machine_where", "_nvml",
         "_onnx_head",
