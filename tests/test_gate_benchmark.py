@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import subprocess
@@ -289,17 +290,20 @@ def test_the_report_of_benchmark_app():
 
 def test_the_turns_are_resumed(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(timers, "timed", lambda side, *_: asked.append(side) or 1e6)
+    monkeypatch.setattr(
+        timers, "timed", lambda sides, *_: asked.extend(sides) or [1e6] * len(sides)
+    )
     monkeypatch.setattr(timers, "benchmark_app", lambda: None)
     path, settings = tmp_path / "timers.jsonl", {"seconds": 1.0}
     pairs = ["plain", "openvino", "null"]
     timers.run(pairs, 2, path, settings, tmp_path / "m.onnx")
-    once = ["ours plain", "theirs plain", "theirs plain", "ours plain", "ours null"]
-    assert asked == once * 2
+    first = ["theirs plain", "ours plain", "ours null"]
+    twice = [*first, "ours plain", "theirs plain", "ours null"]
+    assert asked == twice, "who begins alternates"
     timers.run(pairs, 2, path, settings, tmp_path / "m.onnx")
-    assert asked == once * 2
+    assert asked == twice
     timers.run(pairs, 1, path, {"seconds": 2.0}, tmp_path / "m.onnx")
-    assert asked == once * 3
+    assert asked == twice + first
 
 
 @pytest.mark.parametrize("side", ["ours plain", "theirs plain"])
@@ -310,7 +314,19 @@ def test_a_side_times_the_file(tmp_path, side):
 
 def test_a_side_that_fails_is_told(tmp_path):
     with pytest.raises(SystemExit, match="ours plain"):
-        timers.timed("ours plain", tmp_path / "none.onnx", 0.1)
+        timers.timed(["ours plain"], tmp_path / "none.onnx", 0.1)
+
+
+def test_two_sides_run_by_slices_and_leave_no_process(tmp_path):
+    path = conv_model.onnx_file(tmp_path / "m.onnx", 2)
+    found = timers.timed(["theirs plain", "ours plain"], path, 0.3)
+    assert all(1e3 < ns < 1e8 for ns in found)
+    # what is told of one is found out while the other is stopped: that one is ended, too
+    with pytest.raises(SystemExit, match="ours plain"):
+        timers.timed(["ours plain", "theirs plain"], tmp_path / "none.onnx", 0.1)
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            assert str(tmp_path).encode() not in command.read_bytes()
 
 
 # ---------------------------------------------------------------- the real thing
@@ -345,6 +361,7 @@ def test_the_timers_from_end_to_end(tmp_path):
     made = gate.read(tmp_path / "timers.jsonl")
     counts = Counter(r["pair"] for r in made)
     assert counts["plain"] == counts["torch"] == counts["null"] == 2
+    assert all(len(r["ours"]) == 1 for r in made)
     assert counts["openvino"] == (2 if timers.benchmark_app() else 0)
     for r in made:
         if r["pair"] != "null":
