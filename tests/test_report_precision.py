@@ -75,6 +75,9 @@ def test_the_section_says_the_change_in_points(tmp_path: Path) -> None:
 def test_no_file_no_section(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     assert part.precision(Folder(tmp_path)) is None
+    (tmp_path / "deploy.json").write_text("{}")
+    assert part.precision(Folder(tmp_path))["networks"] == [], "every file is float32"
+    assert part.rows(part.precision(Folder(tmp_path))) == []
 
 
 def test_a_damaged_file_names_itself(tmp_path: Path) -> None:

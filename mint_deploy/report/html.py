@@ -58,7 +58,7 @@ def page(body: Mapping[str, Any]) -> str:
 
 def _precision(section: Mapping[str, Any]) -> dict[str, Any] | None:
     """What precision.html.j2 prints: rows and layers in float32, or why it could not be read; None: float32."""
-    if section["done"]:
+    if section.get("networks"):
         return {"rows": rows(section), "floats": floats(section), "note": ""}
     return {"rows": [], "floats": [], "note": section["note"]} if section.get("damaged") else None
 

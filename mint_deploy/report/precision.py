@@ -22,7 +22,7 @@ _FLOATS = 12
 
 
 def precision(folder: Folder) -> dict[str, Any] | None:
-    """Return the section, or None where every file is float32.
+    """Return the section; without networks where every file is float32, None before the export.
 
     ``precision max_drop kept`` and ``networks``: a :class:`mint_deploy.values.precision.Quantized` each, as JSON,
     with its ``network``, the accuracy's ``change`` in points, and ``time``: what it takes of the float32 file's
@@ -30,7 +30,8 @@ def precision(folder: Folder) -> dict[str, Any] | None:
     """
     found = folder.json("precision.json", "Precision")
     if found is None:
-        return None
+        fp32: dict[str, Any] = {"precision": "fp32", "max_drop": None, "kept": None, "networks": []}
+        return fp32 if folder.has("deploy.json") else None
     networks = []
     for label, entry in found["networks"].items():
         made = files.decode(Quantized, entry["quantized"], where=f"precision.json: {label}")
