@@ -124,7 +124,8 @@ class _Residual(nn.Module):
         return self.head(x + self.proj(self.mix(self.norm(x))))
 
     def mix(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the networks below differ in."""
+        raise NotImplementedError  # of the base alone
 
 
 class Fused(_Residual):

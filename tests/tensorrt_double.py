@@ -123,7 +123,7 @@ def _module(world: World) -> types.ModuleType:
             self._ready = True
 
         def log(self, severity: Severity, message: str) -> None:
-            raise NotImplementedError
+            raise NotImplementedError  # pure virtual in the real one, too
 
     class IProgressMonitor:
         def __init__(self) -> None:

@@ -309,7 +309,7 @@ PLAIN = """
     for path in sys.argv[1:]:
         try:
             torch.export.load(path).module()(torch.zeros(2, 1, 8, 8))
-        except Exception:
+        except Exception:  # it may fail: what counts is what its code did by then
             pass
 """
 

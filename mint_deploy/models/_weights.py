@@ -132,7 +132,7 @@ def fit_weights(
         )
     try:
         model.load_state_dict(dict(tensors), strict=False)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise ModelError(f"{source} does not fit the model: {error}") from error
 
 
