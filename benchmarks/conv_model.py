@@ -24,20 +24,26 @@ def weights(layers: int, seed: int = 0) -> list[np.ndarray[Any, np.dtype[Any]]]:
     ]
 
 
-def onnx_file(path: Path, layers: int = LAYERS, seed: int = 0) -> Path:
-    """Write the network for ``[1, 3, SIZE, SIZE]``."""
+def onnx_file(
+    path: Path, layers: int = LAYERS, seed: int = 0, *, size: int = SIZE, pool: bool = False
+) -> Path:
+    """Write the network for ``[1, 3, size, size]``; with ``pool`` it answers with means over the positions."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, last = [], "input"
     for i in range(layers):
-        end = f"r{i}" if i < layers - 1 else "output"
+        out = f"r{i}" if i < layers - 1 else "output"
         nodes += [
             helper.make_node("Conv", [last, f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1], name=f"layer{i}/Conv"),
-            helper.make_node("Relu", [f"c{i}"], [end], name=f"layer{i}/Relu"),
+            helper.make_node("Relu", [f"c{i}"], [out], name=f"layer{i}/Relu"),
         ]  # fmt: skip
-        last = end
-    shapes = {"input": [1, 3, SIZE, SIZE], "output": [1, CHANNELS, SIZE, SIZE]}
+        last = out
+    end = 1 if pool else size
+    if pool:
+        nodes[-1].output[0] = "last"
+        nodes.append(helper.make_node("GlobalAveragePool", ["last"], ["output"], name="pool"))
+    shapes = {"input": [1, 3, size, size], "output": [1, CHANNELS, end, end]}
     graph = helper.make_graph(
         nodes,
         "convolutions",
@@ -50,7 +56,7 @@ def onnx_file(path: Path, layers: int = LAYERS, seed: int = 0) -> Path:
     return path
 
 
-def torch_module(layers: int = LAYERS, seed: int = 0) -> Any:
+def torch_module(layers: int = LAYERS, seed: int = 0, *, pool: bool = False) -> Any:
     """Return the same network as a module in evaluation mode."""
     import torch
     from torch import nn
@@ -60,4 +66,4 @@ def torch_module(layers: int = LAYERS, seed: int = 0) -> Any:
         conv = nn.Conv2d(w.shape[1], w.shape[0], 3, padding=1, bias=False)
         conv.weight.data = torch.from_numpy(w)
         parts += [conv, nn.ReLU()]
-    return nn.Sequential(*parts).eval()
+    return nn.Sequential(*parts, *[nn.AdaptiveAvgPool2d(1)] * pool).eval()

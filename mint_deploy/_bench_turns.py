@@ -280,6 +280,7 @@ class Turns:
         others = [other for other in self.records if other != label]
         peak, imported = max(record.memory) if record.memory else (0, 0)
         energy, nulls = self._energy(record, alone=not others)
+        nulls |= self.watch.gaps
         if not peak:
             nulls["peak_rss_bytes"] = nulls["import_rss_bytes"] = _NO_PEAK
         if record.gpu[0] is None:

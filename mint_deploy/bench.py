@@ -145,6 +145,7 @@ def measure(
             if converged or passed >= budget_s:
                 break
     nulls = dict.fromkeys(("peak_rss_bytes", "import_rss_bytes", "gpu_bytes"), _IN_PROCESS)
+    nulls |= watch.gaps
     energy = None
     if meter:
         used = meter.between_mj(before, meter.read_uj())

@@ -80,6 +80,11 @@ class Watch:
         self._before = self._read(())
         self.nulls = self._reasons(no_gpu or "")
 
+    @property
+    def gaps(self) -> dict[str, str]:
+        """``nulls`` under the names that a Measurement's have: ``states.steal`` and the like."""
+        return {f"states.{name}": reason for name, reason in self.nulls.items()}
+
     def look(self, own_pids: Sequence[int] = ()) -> MachineState:
         """Return what happened since the last look, or since the watch was made.
 

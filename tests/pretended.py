@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -79,6 +79,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Pretence:
             }[what]
 
     class Watch:
+        gaps: ClassVar = {"states.steal": "a pretended machine"}
+
         def look(self, own_pids: Any = ()) -> MachineState:
             assert set(own_pids) <= {1}
             assert pretence.living, "looked at when the processes are gone"

@@ -60,6 +60,12 @@ def test_two_files_are_measured_in_turns_and_compared(tmp_path):
         assert m.warmup_ns
         assert m.gpu_bytes is None
         assert "computes on the CPU" in m.nulls["gpu_bytes"]
+        blank = {
+            f"states.{f.name}"
+            for f in dataclasses.fields(m.states[0])
+            if getattr(m.states[0], f.name) is None
+        }
+        assert blank <= set(m.nulls), "each null figure with its reason"
         assert not m.sequential
     (c,) = compared
     assert (c.a, c.b, c.restarts, c.confidence) == ("dense", "slim", 2, 0.95)

@@ -19,7 +19,7 @@ from onnx_models import save_conv
 
 from mint_deploy import files, plugins
 from mint_deploy.artifacts import Engine, TensorSpec
-from mint_deploy.errors import ConfigError, ModelError, RuntimeMissing, UnknownName
+from mint_deploy.errors import ConfigError, DataError, ModelError, RuntimeMissing, UnknownName
 
 openvino = pytest.importorskip("openvino", reason="the package openvino is not installed")
 ov = plugins.load("runtime", "openvino")
@@ -213,6 +213,49 @@ def test_an_input_that_is_missing_is_not_the_one_of_the_call_before(model):
         live.infer(image())
         with pytest.raises(Exception, match="was given nothing"):
             live.infer({})
+
+
+def _seen(x):
+    """What the file computes, by a runner that has not seen these arrays before."""
+    return {name: array.copy() for name, array in x.items()}
+
+
+@pytest.mark.parametrize("kind", ["plain", "read only", "every other"])
+def test_what_is_written_into_the_same_arrays_is_seen(model, kind):
+    """They are not checked and set again, and a copy of what cannot be read in place is made again."""
+    whole = image()["input"]
+    if kind == "every other":
+        whole = np.repeat(whole, 2, axis=3)[..., ::2]
+    x = {"input": whole.view()}
+    x["input"].flags.writeable = kind != "read only"
+    with ov.runner(ov.build(model)) as live, ov.runner(ov.build(model)) as other:
+        for _ in range(3):
+            whole += 1.0
+            (found,), (expected,) = live.infer(x).values(), other.infer(_seen(x)).values()
+            np.testing.assert_array_equal(found, expected)
+        assert bool(live._free[0]._known) == (kind == "plain")
+
+
+def test_arrays_that_were_right_and_are_no_longer(model):
+    x = image()
+    with ov.runner(ov.build(model)) as live:
+        live.infer(x)
+        x["input"].resize((2, 8, 3, 8), refcheck=False)
+        with pytest.raises(DataError, match=r"was given input float32 \[2, 8, 3, 8\]"):
+            live.infer(x)
+        with pytest.raises(DataError, match="was given input"):
+            live.infer({**image(), "more": x["input"]})
+        live.infer(image())
+
+
+def test_arrays_of_a_caller_are_not_kept_for_the_next_one(model):
+    """Two with equal values are two: the second's own memory is read."""
+    a, b = image(), image()
+    with ov.runner(ov.build(model)) as live:
+        (first,) = live.infer(a).values()
+        b["input"] *= 2
+        (second,) = live.infer(b).values()
+    assert not np.array_equal(first, second)
 
 
 def test_each_caller_has_a_request_and_no_more_are_made_than_needed(model):

@@ -413,12 +413,12 @@ def test_killed_and_interrupted_again_and_again(tmp_path: Path) -> None:
     """One folder, ended in training, in sampling, after files and in both recoveries."""
     places = (
         ("prepare:3", "SIGINT"),
-        ("prepare:12", "SIGKILL"),
+        ("prepare:7", "SIGKILL"),
         ("sample:1", "SIGKILL"),
         ("plan:after", "SIGINT"),
         ("cut:after", "SIGKILL"),
-        ("recover:12", "SIGKILL"),
-        ("recover:40", "SIGINT"),
+        ("recover:3", "SIGKILL"),
+        ("recover:9", "SIGINT"),
     )
     whole = ("-", "SIGKILL")
     (undisturbed,) = killed(tmp_path / "undisturbed", whole)

@@ -123,6 +123,16 @@ def test_gpu_memory_is_a_card_where_there_is_a_gpu():
 # ---------------------------------------------------------------- the machine
 
 
+def test_what_a_gpu_does_not_tell_is_shown_with_its_reason():
+    gpu = {"name": "NVIDIA L4", "driver": "550.54", "power_limit_w": None}
+    nulls = {"gpu.power_limit_w": "not supported", "gpu.mig": "an old driver"}
+    record = {"gpu": "NVIDIA L4", "details": {"gpu": gpu, "nulls": nulls}}
+    rows = dict(dict(machine_groups(record))["GPU"])
+    assert rows["Power limit"].endswith("not supported")
+    assert rows["MIG"].endswith("an old driver")
+    assert rows["Driver"] == "550.54"
+
+
 def test_every_field_of_a_probed_machine_is_shown_once_with_its_reason():
     record = files.encode(machine.probe())
     groups = dict(machine_groups(record))

@@ -124,7 +124,8 @@ def _entries(machine: Mapping[str, Any]) -> Iterable[tuple[str, str, str | None,
         group, title = _KNOWN.get(name) or (_group(name), title_text(name))
         yield group, title, _text(name, told[name]), _gap(why.get(name))
     for part, found in parts.items():
-        for name, value in found.items():
+        lacks = [k.removeprefix(f"{part}.") for k in why if k.startswith(f"{part}.")]
+        for name, value in {**dict.fromkeys(lacks), **found}.items():
             if value is not None or f"{part}.{name}" in why:
                 if (part, name) == ("gpu", "name"):
                     continue  # it is the field `gpu`
