@@ -96,8 +96,8 @@ class Bench:
                     self.data.train,
                     images=IMAGES,
                     seed=seed,
+                    # gradients are of all images, and with them sensitivities
                     evidence=("moments", "sensitivity", "pooled", "gradients"),
-                    sensitivity_images=256,
                 )
                 write_moments(kept, made)
             self._moments = (seed, read_moments(kept))

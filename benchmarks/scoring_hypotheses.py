@@ -94,6 +94,23 @@ def fisher(bench: scoring.Bench, moments: md.Moments) -> md.Importance:
     return md.score(bench.graph, dataclasses.replace(made, halves=()))
 
 
+def backwards(count: int) -> Score:
+    """So many images run backwards; the grid's own moments have 1,000, for the sake of the loss's gradients."""
+
+    def score(bench: scoring.Bench, moments: md.Moments) -> md.Importance:
+        made = md.sample(
+            bench.dense,
+            bench.graph,
+            bench.data.train,
+            images=scoring.IMAGES,
+            sensitivity_images=count,
+            seed=moments.seed,
+        )
+        return md.score(bench.graph, dataclasses.replace(made, halves=()))
+
+    return score
+
+
 def pooled(moments: md.Moments) -> md.Moments:
     """Spatial means in the place of taps: what the published method looks at."""
     made = {}
@@ -132,6 +149,8 @@ HYPOTHESES: dict[str, dict[str, tuple[Score, bool]]] = {
         "gaussian: the default": (plain(), False),
         "gaussian: errors of different outputs do not meet": (on(consumers(diagonal)), False),
         "gaussian: Fisher information instead of the Jacobian": (fisher, False),
+        "gaussian: 256 images run backwards": (backwards(256), False),
+        "gaussian: 128 images run backwards": (backwards(128), False),
         "gaussian: all outputs count the same (variance floor 1e-4)": (
             plain(floor="variance", noise=1e-4), True,
         ),

@@ -57,7 +57,7 @@ def sample(
     *,
     images: int = 1000,
     evidence: Sequence[str] = ("moments", "sensitivity"),
-    sensitivity_images: int = 256,
+    sensitivity_images: int = 128,
     settle: float | None = None,
     seed: int = 0,
     batch: int = 100,
@@ -74,7 +74,8 @@ def sample(
         images: how many samples to look at, at the most.
         evidence: of :data:`EVIDENCE`; ``pooled`` adds paired spatial means, ``gradients`` the gradient of the
             labelled loss. Moments are always gathered.
-        sensitivity_images: how many of them are also run backwards.
+        sensitivity_images: how many of them are also run backwards; more cost time and, on ResNet-56, gained
+            nothing (``benchmarks/scoring_hypotheses.py``).
         settle: stop before all images are seen once the halves agree so far on which units stay (0 to 1;
             see :mod:`mint_deploy.agreement`), looked at after 1,000, 2,000, 4,000, ... images. None: never.
         seed: of the choice of images and positions.
