@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import torch
@@ -111,7 +112,7 @@ class Seq2Seq(nn.Module):
         return self.head(self.transformer(self.left(x), self.right(y)))
 
 
-class _Residual(nn.Module):
+class _Residual(nn.Module, abc.ABC):
     def __init__(self, width: int = 16, heads: int = 4) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 5)
@@ -123,9 +124,9 @@ class _Residual(nn.Module):
         x = self.stem(x)
         return self.head(x + self.proj(self.mix(self.norm(x))))
 
+    @abc.abstractmethod
     def mix(self, x: Tensor) -> Tensor:
         """What the networks below differ in."""
-        raise NotImplementedError  # of the base alone
 
 
 class Fused(_Residual):

@@ -863,7 +863,7 @@ def chain(draw: random.Random) -> tuple[nn.Sequential, dict[str, set[int]]]:
     return net, sure
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**31))
 def test_random_nets_lose_all_their_dead_units_and_nothing_else(seed: int) -> None:
     net, sure = chain(random.Random(seed))

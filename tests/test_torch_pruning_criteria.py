@@ -211,7 +211,7 @@ def test_taylor_is_the_squared_first_order_change(name: str) -> None:
         found = scores.groups[group.name].loss
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7 * expected.max())
         seen.add(bool(norms))
-    assert True in seen, "no group with a BatchNorm was compared"
+    assert any(seen), "no group with a BatchNorm was compared"
 
 
 def test_taylor_adds_over_the_responses_of_a_stream() -> None:

@@ -189,7 +189,9 @@ class Tracer(Parameters):
     def __contains__(self, tensor: Tensor) -> bool:
         try:
             return tensor in self._labels
-        except NotImplementedError:  # a wrapper of torch.func: its inner tensors are seen below
+        except NotImplementedError:
+            # PyTorch's answer, not ours: a wrapper of torch.func has no storage, so it can have no labels of its
+            # own. The tensors inside of it pass through the same operators below, and are looked up there.
             return False
 
     def put(self, tensor: Tensor, labels: Tensor) -> None:

@@ -19,7 +19,7 @@ genes = st.lists(gene, min_size=1, max_size=5)
 
 
 @settings(
-    max_examples=20, deadline=None, derandomize=True, database=None,
+    max_examples=40, deadline=None, derandomize=True, database=None,
     phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(genes, st.integers(0, 3), st.integers(0, 7), st.integers(0, 2**16))
