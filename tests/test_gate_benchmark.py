@@ -262,6 +262,14 @@ def test_two_speeds_of_the_machine_do_not_move_the_ratio(slow, factor, true):
     assert found == pytest.approx(true, rel=1e-9)
 
 
+@given(st.integers(90, 110), st.floats(1.0, 1.5))
+def test_a_few_calls_more_at_the_slow_speed_weigh_as_much_as_they_are(slow, factor):
+    """About half of 200 calls are slow: a median would jump by the whole difference at 100."""
+    fast = timers_sides.steady_ns([1e7] * 100 + [1e7 * factor] * 100)
+    found = timers_sides.steady_ns([1e7] * (200 - slow) + [1e7 * factor] * slow)
+    assert abs(found / fast - 1) <= (factor - 1) * 10 / 190 + 1e-9
+
+
 def test_calls_with_a_pause_and_the_slowest_are_left_out():
     calm = [1e7] * 95
     paused = [1e7 + 1e9 * timers_sides.SLICE_S] * 5
